@@ -1,0 +1,1 @@
+"""Stillhouse on Ray Serve: ingress, trainers, predictors and the registry of runs."""
