@@ -11,6 +11,7 @@ each ``code`` whether to retry, which status it has and what to do.
     │   ├── TeacherSourceError
     │   ├── TrainingModeError
     │   ├── HiddenConfigError
+    │   ├── SchemaError
     │   ├── BodyTooLargeError
     │   └── PredictionInputError
     ├── DatasetError                    the data, not the request, is at fault
@@ -19,6 +20,7 @@ each ``code`` whether to retry, which status it has and what to do.
     │   ├── DatasetNotFoundError
     │   ├── RunNotFoundError
     │   └── ModelNotFoundError
+    ├── MethodNotAllowedError
     ├── ModelExistsError
     ├── BundleError                     a bundle file that cannot be trusted
     ├── TrainingError
@@ -31,6 +33,20 @@ each ``code`` whether to retry, which status it has and what to do.
     ├── StorageError
     └── TrainingStoppedError            nobody waits for the answer any more
 """
+
+import re
+from typing import Final
+
+_SERVER_PATH: Final = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][\w.@+-]+){2,}[/\\]?")
+
+
+def without_paths(text: str) -> str:
+    """A foreign message without the server's file paths.
+
+    >>> without_paths("cannot open /srv/data/x.csv (denied)")
+    'cannot open <path> (denied)'
+    """
+    return _SERVER_PATH.sub("<path>", text)
 
 
 class StillhouseError(Exception):
@@ -80,6 +96,12 @@ class HiddenConfigError(RequestError):
     code = "INVALID_CONFIG"
 
 
+class SchemaError(RequestError):
+    """Details: ``violations``, a list of ``{type, loc, msg, input}`` as pydantic words them."""
+
+    code = "SCHEMA_VIOLATION"
+
+
 class BodyTooLargeError(RequestError):
     code = "BODY_TOO_LARGE"
 
@@ -110,6 +132,12 @@ class RunNotFoundError(NotFoundError):
 
 class ModelNotFoundError(NotFoundError):
     code = "MODEL_NOT_FOUND"
+
+
+class MethodNotAllowedError(StillhouseError):
+    """Details: ``allow``, the methods that the route takes."""
+
+    code = "METHOD_NOT_ALLOWED"
 
 
 class ModelExistsError(StillhouseError):

@@ -1,0 +1,92 @@
+"""Bundles in formats that other programs run: ONNX and TorchScript.
+
+Both take the encoded features, float32 (N, F), and give probabilities (N, C), or predictions (N,) in the
+target's units. What the features are, and the whole encoder, travels inside the file as JSON under the name
+``stillhouse``.
+"""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+
+from core.bundles import Bundle
+from core.models import load_network
+
+ExportFormat = Literal["onnx", "torchscript"]
+
+
+class ExportedModel(nn.Module):
+    """The network with what turns its outputs into predictions."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.network = load_network(bundle.architecture, bundle.weights)
+        self.classification = bundle.classes is not None
+        self.temperature = bundle.temperature
+        self.mean, self.std = bundle.target_mean, bundle.target_std
+
+    def forward(self, features: Tensor) -> Tensor:
+        outputs: Tensor = self.network(features)
+        if self.classification:
+            return torch.softmax(outputs / self.temperature, dim=1)
+        return outputs.squeeze(1) * self.std + self.mean
+
+
+def to_onnx(bundle: Bundle) -> bytes:
+    """ONNX with input ``features`` and output ``predictions``, any number of rows."""
+    import onnx  # noqa: PLC0415  # optional: stillhouse[export]
+
+    module = ExportedModel(bundle).eval()
+    example = torch.zeros(2, bundle.architecture.inputs)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        input_names=["features"],
+        output_names=["predictions"],
+        dynamic_shapes=({0: torch.export.Dim("rows")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # noqa: S101  # it is None for the exporter of old alone
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"stillhouse": description(bundle)})
+    return bytes(model.SerializeToString())
+
+
+def to_torchscript(bundle: Bundle) -> bytes:
+    """TorchScript for ``torch.jit.load``; the extra file ``stillhouse.json`` describes the features."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, its files are not
+        example = torch.zeros(2, bundle.architecture.inputs)
+        traced = torch.jit.trace(ExportedModel(bundle).eval(), (example,))
+        torch.jit.save(traced, buffer, _extra_files={"stillhouse.json": description(bundle)})
+    return buffer.getvalue()
+
+
+def description(bundle: Bundle) -> str:
+    """What a reader of an exported file must know: features in order, encoder, classes, target."""
+    encoder, arrays = bundle.encoder.to_state()
+    return json.dumps(
+        {
+            "features": list(bundle.encoder.feature_names),
+            "encoder": encoder,
+            "encoder_arrays": {name: array.tolist() for name, array in arrays.items()},
+            "task": bundle.task,
+            "classes": bundle.classes,
+            "target": bundle.target_column,
+        }
+    )
+
+
+EXPORTS: Final[Mapping[ExportFormat, Callable[[Bundle], bytes]]] = {
+    "onnx": to_onnx,
+    "torchscript": to_torchscript,
+}

@@ -1,0 +1,320 @@
+"""Table in, bundle out: the work of one train request. Axes: N rows, F features, C outputs."""
+
+import dataclasses
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor, nn
+
+from core.architecture import design
+from core.bundles import Bundle
+from core.contract import DataSource, DistillRequest, TrainRequest
+from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
+from core.encoding import Encoder
+from core.errors import DatasetError, TrainingModeError
+from core.evaluation import report
+from core.forest import forest_outputs
+from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
+from core.models import build_network, export_weights, initialise
+from core.prediction import as_prediction
+from core.schema import describe_columns
+from core.splits import Split, split_rows
+from core.table import Opener, read_table
+from core.target import Target, infer_target
+from core.training import (
+    EpochReport,
+    Rows,
+    Schedule,
+    Stop,
+    choose_batch_size,
+    choose_device,
+    fit,
+    loss_on,
+    outputs_of,
+    threads_for,
+)
+
+VALIDATION_SHARE = 0.15
+LABEL_SMOOTHING = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished training.
+
+    Attributes:
+        file: The bundle as it is stored.
+        epochs_run: Including the epochs waited in vain before early stopping.
+        rows: Counts by part: train, validation, test.
+        timings_s: Seconds: load (read, encode, move), train, total.
+        comparison: Of a distillation: what the contract's section 5 adds.
+    """
+
+    bundle: Bundle
+    file: bytes
+    epochs_run: int
+    device: str
+    rows: Mapping[str, int]
+    timings_s: Mapping[str, float]
+    warnings: tuple[str, ...]
+    comparison: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+Work = Generator[EpochReport, None, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Encoded data on the device, target as the loss wants it.
+
+    Attributes:
+        features: (N, F) float32.
+        truth: Class indices int64, or values in the target's units float64; NumPy.
+        target: ``truth`` on the device: int64, or standardised float32.
+    """
+
+    split: Split
+    features: Tensor
+    truth: np.ndarray
+    target: Tensor
+
+    def rows(self) -> Rows:
+        device = self.features.device
+        return Rows(
+            self.features,
+            torch.as_tensor(self.split.train, device=device),
+            torch.as_tensor(self.split.validation, device=device),
+        )
+
+
+def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
+    """Reads, encodes, trains and evaluates; stores nothing.
+
+    Yields:
+        A report per epoch.
+
+    Raises:
+        StillhouseError: what only the data or the device can tell.
+    """
+    started = time.perf_counter()
+    device = choose_device(request.device)
+    table = load_rows(request, open_file)
+    target = infer_target(table[request.target_column], request.target_column, request.task)
+    if target.dropped:
+        table = table.take(pa.array(target.rows))
+    _check_mode_fits(request.training_mode, target)
+    schema = describe_columns(table, request, target)
+    split = split_of(request, target)
+    columns = feature_columns(table, request)
+    del table
+    encoder = Encoder.fit(columns, split.train, date_columns=request.date_columns)
+    features = encoder.transform(columns, consume=True).features
+    data = place(features, target, split, target_scale(target, split), device)
+    loaded = time.perf_counter()
+
+    classes = target.classes
+    architecture = design(
+        request.training_mode,
+        inputs=encoder.width,
+        outputs=len(classes) if classes else 1,
+        hidden_dim=request.hidden_dim,
+        num_hidden_layers=request.num_hidden_layers,
+        dropout=request.dropout,
+        classification=classes is not None,
+    )
+    network = build_network(architecture)
+    initialise(network, request.random_seed, encoder.never_active())
+    network.to(device)
+    objective = _objective(request, data, classes, features, stop)
+    schedule = schedule_of(request, len(split.train))
+    epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
+    trained = time.perf_counter()
+
+    mean, std = target_scale(target, split)
+    bundle = Bundle(
+        task=target.task,
+        training_mode=request.training_mode,
+        target_column=request.target_column,
+        classes=classes,
+        architecture=architecture,
+        encoder=encoder,
+        weights=export_weights(network),
+        target_mean=mean,
+        target_std=std,
+        temperature=_fit_temperature(network, data) if request.training_mode == "calibrated_classifier" else 1.0,
+        schema=schema,
+        settings=settings_of(request, schedule),
+        lineage={"teacher": None},
+    )
+    bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    return Outcome(
+        bundle=bundle,
+        file=bundle.to_bytes(),
+        epochs_run=epochs_run,
+        device=str(device),
+        rows=count_rows(split),
+        timings_s={"load": loaded - started, "train": trained - loaded, "total": time.perf_counter() - started},
+        warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
+    )
+
+
+def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.Table:
+    """The table with every column that the request names.
+
+    Raises:
+        DatasetError: if it cannot be read or lacks one of them.
+    """
+    source: DataSource = request.data
+    table = read_table(open_file, source.format, sheet_name=source.sheet_name)  # type: ignore[arg-type]
+    named = (request.target_column, *request.exclude_columns, *request.date_columns)
+    absent = [name for name in named if name not in table.column_names]
+    if absent:
+        raise DatasetError(
+            f"The data has no column {', '.join(map(repr, absent))}; it has {_listed(table.column_names)}.",
+            missing=absent,
+        )
+    return table
+
+
+def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> dict[str, pa.ChunkedArray]:
+    left_out = {request.target_column, *request.exclude_columns}
+    return {name: table[name] for name in table.column_names if name not in left_out}
+
+
+def split_of(request: TrainRequest | DistillRequest, target: Target) -> Split:
+    watched = request.early_stopping_patience > 0 or request.training_mode == "calibrated_classifier"
+    return split_rows(
+        len(target.values),
+        test_size=request.test_size,
+        validation_size=VALIDATION_SHARE if watched else 0.0,
+        seed=request.random_seed,
+        strata=target.values if target.classes else None,
+    )
+
+
+def target_scale(target: Target, split: Split) -> tuple[float, float]:
+    """Mean and standard deviation of the training targets; (0, 1) in classification."""
+    if target.classes:
+        return 0.0, 1.0
+    values = target.values[split.train]
+    return float(values.mean()), float(values.std()) or 1.0
+
+
+def place(
+    features: np.ndarray, target: Target, split: Split, scale: tuple[float, float], device: torch.device
+) -> Prepared:
+    """Puts the data on the device once; on the CPU the features are not copied."""
+    mean, std = scale
+    values = target.values if target.classes else ((target.values - mean) / std).astype(np.float32)
+    return Prepared(
+        split, torch.as_tensor(features).to(device), target.values, torch.as_tensor(values).to(device)
+    )
+
+
+def schedule_of(request: TrainRequest | DistillRequest, train_rows: int) -> Schedule:
+    return Schedule(
+        epochs=request.epochs,
+        batch_size=request.batch_size or choose_batch_size(train_rows),
+        learning_rate=request.learning_rate,
+        patience=request.early_stopping_patience,
+        seed=request.random_seed,
+    )
+
+
+def run(
+    network: nn.Module, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
+) -> Generator[EpochReport, None, int]:
+    """Fits the network and returns how many epochs that took."""
+    epoch = 0
+    with threads_for(schedule.batch_size, max(width, 1)):
+        for epoch_report in fit(network, objective, data.rows(), schedule, stop):
+            epoch = epoch_report.epoch
+            yield epoch_report
+    return epoch
+
+
+def evaluate(
+    bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared
+) -> dict[str, object]:
+    """``metrics`` of the contract, on the test rows."""
+    device = data.features.device
+    test = torch.as_tensor(data.split.test, device=device)
+    outputs = outputs_of(network, data.features, test).cpu().numpy()
+    return report(
+        as_prediction(bundle, outputs),
+        data.truth[data.split.test],
+        train_loss=loss_on(network, objective, data.features, torch.as_tensor(data.split.train, device=device)),
+        test_loss=loss_on(network, objective, data.features, test),
+    )
+
+
+def settings_of(request: TrainRequest | DistillRequest, schedule: Schedule) -> dict[str, object]:
+    """The request as it was carried out, without what says where data and result lie."""
+    left_out = {"data", "teacher", "saving", "warnings", "device"}
+    settings: dict[str, object] = {
+        f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in left_out
+    }
+    return settings | {"data": request.data.label, "batch_size": schedule.batch_size}
+
+
+def count_rows(split: Split) -> dict[str, int]:
+    return {"train": len(split.train), "validation": len(split.validation), "test": len(split.test)}
+
+
+def dropped_warning(target: Target) -> tuple[str, ...]:
+    return (f"{target.dropped} rows without a target were left out",) if target.dropped else ()
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + rest
+
+
+def _check_mode_fits(mode: TrainingMode, target: Target) -> None:
+    if mode in CLASSIFICATION_ONLY and target.task != "classification":
+        raise TrainingModeError(
+            f"training_mode {mode} needs a classification target; this one is continuous: "
+            "use mlp_dense, or task=classification",
+            field="training_mode",
+        )
+
+
+def _objective(
+    request: TrainRequest, data: Prepared, classes: tuple[object, ...] | None, features: np.ndarray, stop: Stop
+) -> Objective:
+    mode, split = request.training_mode, data.split
+    if mode == "tree_teacher_distillation":
+        target = data.truth if classes else data.target.cpu().numpy()
+        n_classes = len(classes) if classes else None
+        outputs = forest_outputs(features, target, split.train, n_classes, request.random_seed, stop)
+        soft = torch.as_tensor(outputs).to(data.features.device)
+        if classes:
+            return blend(0.5, cross_entropy(data.target), soft_cross_entropy(soft))
+        return blend(0.5, squared_error(data.target), squared_error(soft.squeeze(1)))
+    if classes is None:
+        return squared_error(data.target)
+    if mode == "imbalance_aware":
+        weights_C = balanced_weights(data.truth[split.train], len(classes)).to(data.features.device)
+        return cross_entropy(data.target, weights_C)
+    smoothing = LABEL_SMOOTHING if mode == "calibrated_classifier" else 0.0
+    return cross_entropy(data.target, label_smoothing=smoothing)
+
+
+def _fit_temperature(network: nn.Module, data: Prepared) -> float:
+    """T that minimises the log-loss on the validation rows (Guo et al. 2017); 1 where there are none."""
+    rows = data.split.validation
+    if not len(rows):
+        return 1.0
+    device = data.features.device
+    logits = outputs_of(network, data.features, torch.as_tensor(rows, device=device)).cpu().double()
+    truth = torch.as_tensor(data.truth[rows])
+
+    def log_loss(log_temperature: float) -> float:
+        return float(nn.functional.cross_entropy(logits / np.exp(log_temperature), truth))
+
+    return float(np.exp(minimize_scalar(log_loss, bounds=(-3.0, 3.0), method="bounded").x))

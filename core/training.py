@@ -1,0 +1,208 @@
+"""The training loop: a generator of epoch reports that its caller may stop between any two batches.
+
+Axes: N rows of the table, F features, C outputs, B rows of a batch.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import ParameterError, TrainingError, TrainingStoppedError
+from core.losses import Objective
+from core.models import Dropout
+
+EVALUATION_ROWS = 16_384
+THREADED_PRODUCT = 2**22  # multiply-adds of one layer and batch from which a second thread pays
+
+Stop = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long and how fast to learn.
+
+    Attributes:
+        patience: Epochs without improvement of the validation loss before stopping; 0 runs every epoch and
+            keeps the last weights.
+        seed: Of the batch order and of dropout.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """One finished epoch.
+
+    Attributes:
+        train_loss: Mean over the batches, as they were seen: with dropout and before each update.
+        validation_loss: On the validation rows after the epoch; None where there are none.
+    """
+
+    epoch: int
+    epochs: int
+    train_loss: float
+    validation_loss: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Features on the device, once, and which rows learn and which watch (int64 positions)."""
+
+    features_NF: Tensor
+    train: Tensor
+    validation: Tensor
+
+
+def fit(
+    network: nn.Module, objective: Objective, rows: Rows, schedule: Schedule, stop: Stop
+) -> Generator[EpochReport, None, None]:
+    """Minimises ``objective`` with Adam; leaves the best weights in ``network``, in evaluation mode.
+
+    The learning rate falls along half a cosine to a hundredth (Loshchilov and Hutter 2017). Same network,
+    rows and schedule on the same device give the same bits.
+
+    Yields:
+        One report per epoch.
+
+    Raises:
+        TrainingStoppedError: within one batch after ``stop()`` turned true.
+        TrainingError: if the loss is no longer finite.
+    """
+    device = rows.features_NF.device
+    generator = torch.Generator(device).manual_seed(schedule.seed)
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
+    optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, schedule.epochs, eta_min=schedule.learning_rate / 100
+    )
+    best = _BestWeights(network)
+    for epoch in range(1, schedule.epochs + 1):
+        started = time.perf_counter()
+        train_loss = _run_epoch(network, objective, rows, optimizer, schedule.batch_size, generator, stop)
+        decay.step()
+        validation_loss = loss_on(network, objective, rows.features_NF, rows.validation)
+        yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, time.perf_counter() - started)
+        if validation_loss is not None and schedule.patience:
+            best.offer(validation_loss)
+            if best.waited >= schedule.patience:
+                break
+    best.restore()
+    network.eval()
+
+
+def loss_on(network: nn.Module, objective: Objective, features_NF: Tensor, rows: Tensor) -> float | None:
+    """The objective over some rows in evaluation mode; None for no rows."""
+    if not len(rows):
+        return None
+    return float(objective(outputs_of(network, features_NF, rows), rows))
+
+
+@torch.inference_mode()
+def outputs_of(network: nn.Module, features_NF: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Outputs (rows, C) in evaluation mode, computed in blocks so that activations stay small."""
+    network.eval()
+    if rows is None:
+        return torch.cat([network(block) for block in features_NF.split(EVALUATION_ROWS)])
+    return torch.cat([network(features_NF[block]) for block in rows.split(EVALUATION_ROWS)])
+
+
+def choose_device(wanted: str | None) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        ParameterError: if this machine lacks it.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted is None:
+        return torch.device("cuda:0" if available else "cpu")
+    device = torch.device("cuda:0" if wanted == "cuda" else wanted)
+    if device.type == "cuda" and (device.index or 0) >= available:
+        raise ParameterError(
+            f"device {wanted} is absent where training ran ({available} CUDA devices): use cpu or leave it out",
+            field="device",
+        )
+    return device
+
+
+def choose_batch_size(train_rows: int) -> int:
+    """A power of two near a fortieth of the rows, 16 … 1,024: small data needs steps, large data width."""
+    return min(1024, max(16, 2 ** round((max(train_rows, 1) / 40)).bit_length()))
+
+
+@contextmanager
+def threads_for(batch_size: int, width: int) -> Iterator[None]:
+    """Keeps small products on one thread: with two they take 3.6 to 7.6 times as long (OpenMP spins)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if batch_size * width * width >= THREADED_PRODUCT else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_epoch(
+    network: nn.Module,
+    objective: Objective,
+    rows: Rows,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+    generator: torch.Generator,
+    stop: Stop,
+) -> float:
+    network.train()
+    order = rows.train[torch.randperm(len(rows.train), device=rows.train.device, generator=generator)]
+    total = torch.zeros((), device=order.device)
+    for rows_B in _batches(order, batch_size):
+        if stop():
+            raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective(network(rows.features_NF[rows_B]), rows_B)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach() * len(rows_B)
+    mean = float(total) / len(order)
+    if mean != mean or mean in (float("inf"), float("-inf")):
+        raise TrainingError(
+            "The loss is no longer finite: lower learning_rate, or check the columns for extreme values."
+        )
+    return mean
+
+
+def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
+    """Consecutive batches; a last one of a single row joins its neighbour, for it has no batch statistics."""
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [torch.cat(batches[-2:])]
+    return batches
+
+
+class _BestWeights:
+    """The weights with the lowest validation loss so far."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._loss = float("inf")
+        self._weights: dict[str, Tensor] | None = None
+        self.waited = 0
+
+    def offer(self, loss: float) -> None:
+        self.waited += 1
+        if loss < self._loss:
+            self._loss, self.waited = loss, 0
+            self._weights = {name: value.clone() for name, value in self._network.state_dict().items()}
+
+    def restore(self) -> None:
+        if self._weights is not None:
+            self._network.load_state_dict(self._weights)

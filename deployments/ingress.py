@@ -1,0 +1,297 @@
+"""The ingress: validates, dispatches and answers; free of torch."""
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from pathlib import PurePath
+from typing import Any, Final, TypeVar
+
+import pydantic_core
+from fastapi import FastAPI
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from core.contract import (
+    DataSource,
+    DistillRequest,
+    TeacherSource,
+    TrainRequest,
+    validate_distill,
+    validate_train,
+)
+from core.datasets import DatasetCatalogue
+from core.errors import (
+    MalformedBodyError,
+    OverloadedError,
+    StillhouseError,
+    TrainerUnreachableError,
+    TrainingError,
+    UnavailableError,
+    without_paths,
+)
+from core.paging import Page
+from core.paths import resolve_within
+from core.registry_index import RunEntry
+from core.saved_models import ModelStore
+from core.storage import Storage
+from core.table import format_of
+from core.teachers import check_teacher_model
+from deployments.dialects import handler_answer, render
+from deployments.predict_call import PredictAnswer, PredictCall, packed
+from deployments.registry import RegistryClient
+from deployments.service import JobKind, Report
+from deployments.settings import Settings
+from deployments.web import build_web_app
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S: Final = 60.0
+PROBE_TIMEOUT_S: Final = 5.0
+PROBE_EVERY_S: Final = 30.0
+Result = TypeVar("Result")
+
+
+class Ingress:
+    """The service behind HTTP and behind ``serve.get_app_handle``."""
+
+    def __init__(
+        self, settings: Settings, trainer: DeploymentHandle, predictor: DeploymentHandle
+    ) -> None:
+        self.settings = settings
+        storage = Storage(settings.expanded_storage_url(), settings.storage_options)
+        limits = settings.limits
+        self.datasets = DatasetCatalogue(storage, max_rows=limits.rows, max_columns=limits.columns)
+        self.models = ModelStore(storage)
+        self.storage = storage
+        self._trainer, self._predictor = trainer, predictor
+        self._registry = RegistryClient(settings)
+        self._runtime = _RuntimeProbe(trainer)
+        self._waiting = 0
+        for root in settings.roots():
+            root.mkdir(parents=True, exist_ok=True)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  # the name is Serve's
+        return build_web_app(self)
+
+    async def check_health(self) -> None:
+        """Async, so that it answers whatever the threads do."""
+
+    # ── Python handles ──────────────────────────────────────────────────────────────────────────────────
+
+    async def handle_train_request(self, payload: object) -> tuple[int, Mapping[str, object]]:
+        """``(status, body)``, exactly what ``POST /api/v1/train`` sends."""
+        return await self._handled("train", payload)
+
+    async def handle_distill_request(self, payload: object) -> tuple[int, Mapping[str, object]]:
+        """``(status, body)``, exactly what ``POST /api/v1/distill`` sends."""
+        return await self._handled("distill", payload)
+
+    async def predict(self, payload: object) -> tuple[int, Mapping[str, object]]:
+        """``(status, body)``, exactly what ``POST /api/v1/predict`` sends for a JSON body."""
+        try:
+            answer = await self.run_predict(PredictCall(packed(pydantic_core.to_json(payload))))
+        except StillhouseError as error:
+            rendered = render(error, "/api/v1/predict", None, str(uuid.uuid4()))
+            return rendered.status, rendered.body
+        return 200, pydantic_core.from_json(bytes(answer.body))
+
+    async def _handled(self, kind: JobKind, payload: object) -> tuple[int, Mapping[str, object]]:
+        try:
+            async with contextlib.aclosing(self.run_job(kind, payload)) as reports:
+                async for report in reports:
+                    if report["event"] == "result":
+                        return 200, report["body"]  # type: ignore[return-value]
+        except StillhouseError as error:
+            return handler_answer(error)
+        raise AssertionError("a job ends with its result or an error")
+
+    # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run_job(self, kind: JobKind, payload: object) -> AsyncGenerator[Report]:
+        """See ``Service.run_job``."""
+        if not isinstance(payload, Mapping):
+            raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
+        await self._runtime.refresh()
+        request = await asyncio.to_thread(self._validated, kind, payload, asyncio.get_running_loop())
+        if self._waiting >= self.settings.trainer.queue_capacity:
+            raise OverloadedError(
+                f"{self._waiting} requests wait for trainers already: try again later.", waiting=self._waiting
+            )
+        self._waiting += 1
+        try:
+            async with contextlib.aclosing(self._dispatched(request)) as reports:
+                async for report in reports:
+                    yield report
+        finally:
+            self._waiting -= 1
+
+    def _validated(
+        self, kind: JobKind, payload: Mapping[str, object], loop: asyncio.AbstractEventLoop
+    ) -> TrainRequest | DistillRequest:
+        lookups = _Lookups(self, self._runtime.error, loop)
+        return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
+
+    async def _dispatched(self, request: TrainRequest | DistillRequest) -> AsyncGenerator[Report]:
+        """Runs a job on a trainer; leaving the iteration cancels it there."""
+        stream = self._trainer.options(stream=True).run.remote(str(uuid.uuid4()), request)
+        timeout = self.settings.trainer.queue_timeout_s
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(timeout):
+                        report = await anext(stream)
+                except StopAsyncIteration:
+                    return
+                timeout = self.settings.trainer.job_timeout_s + CALL_TIMEOUT_S
+                yield report
+        except TimeoutError:
+            raise TrainerUnreachableError(f"No trainer was free within {timeout:g} s: try again later.") from None
+        except (RayError, RayServeException) as error:
+            raise _job_error(error) from None
+        finally:
+            stream.cancel()
+
+    # ── Predictions ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def run_predict(self, call: PredictCall) -> PredictAnswer:
+        return await _answer_of(self._predictor.predict.remote(call))
+
+    async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
+        return memoryview(await _answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5))
+
+    async def ping(self) -> None:
+        await _answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
+
+    # ── Runs ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def list_runs(self, limit: int, cursor: str | None) -> Page[RunEntry]:
+        return await self._registry.page(limit, cursor)
+
+    async def get_run(self, run_id: str) -> RunEntry:
+        return await self._registry.peek(run_id)
+
+    async def delete_run(self, run_id: str) -> None:
+        await self._registry.remove(run_id)
+
+    async def save_run(self, run_id: str, model_id: str, overwrite: bool) -> str:
+        return await self._registry.save(run_id, model_id, overwrite)
+
+    async def read_bundle(self, run_id: str) -> bytes | memoryview:
+        return (await self._registry.use(run_id))[1]
+
+    # ── State ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def health(self) -> tuple[bool, dict[str, object]]:
+        """Asks each component, at most ``PROBE_TIMEOUT_S`` each."""
+        registry, predictor = await asyncio.gather(_probed(self._registry.status()), _probed(self._pinged()))
+        components: dict[str, object] = {
+            "registry": {"status": "unavailable"}
+            if registry is None
+            else {"status": "ok", "items": registry.items, "bytes": registry.bytes},
+            "predictor": {"status": "ok" if predictor else "unavailable"},
+            "trainer": {"status": self._runtime.error or "ok", "queue": self.queue()},
+        }
+        return registry is not None and bool(predictor), components
+
+    async def _pinged(self) -> bool:
+        await self.ping()
+        return True
+
+    def queue(self) -> dict[str, int]:
+        capacity = self.settings.trainer.queue_capacity
+        return {"capacity": capacity, "free": max(0, capacity - self._waiting)}
+
+
+class _RuntimeProbe:
+    """Whether trainers can import PyTorch: asked anew unless the last answer is good and recent.
+
+    A trainer that is busy does not answer, but it trains, so it has PyTorch; hence no answer is no error.
+    """
+
+    def __init__(self, trainer: DeploymentHandle) -> None:
+        self._trainer = trainer
+        self._asked_at = -PROBE_EVERY_S
+        self.error: str | None = None
+
+    async def refresh(self) -> None:
+        now = time.monotonic()
+        if self.error is None and now - self._asked_at < PROBE_EVERY_S:
+            return
+        self._asked_at = now
+        with contextlib.suppress(UnavailableError):
+            self.error = await _answer_of(self._trainer.runtime_error.remote(), PROBE_TIMEOUT_S)
+
+
+class _Lookups:
+    """The world as the validation chains see it, from a thread beside the loop."""
+
+    def __init__(self, ingress: Ingress, runtime_error: str | None, loop: asyncio.AbstractEventLoop) -> None:
+        self._ingress, self._runtime_error, self._loop = ingress, runtime_error, loop
+
+    def runtime_error(self) -> str | None:
+        return self._runtime_error
+
+    def find_dataset(self, dataset_id: str) -> DataSource:
+        return self._ingress.datasets.source(dataset_id)
+
+    def find_path(self, data_path: str) -> DataSource:
+        file = resolve_within(data_path, self._ingress.settings.roots())
+        return DataSource("path", data_path, format_of(file.name, None), PurePath(data_path).name)
+
+    def model_exists(self, model_id: str) -> bool:
+        return self._ingress.models.exists(model_id)
+
+    def check_teacher(self, teacher: TeacherSource) -> None:
+        if teacher.kind == "run_id":
+            asyncio.run_coroutine_threadsafe(self._ingress.get_run(teacher.name), self._loop).result()
+        else:
+            roots = self._ingress.settings.roots()
+            check_teacher_model(teacher.kind, teacher.name, self._ingress.storage, roots)
+
+
+async def _answer_of(response: DeploymentResponse, timeout_s: float = CALL_TIMEOUT_S) -> Any:  # noqa: ANN401
+    """The answer of a replica, and every failure as an error of ours; the call is cancelled with its waiter."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await response
+    except TimeoutError:
+        raise UnavailableError("Part of the service does not answer: try again in a few seconds.") from None
+    except (RayError, RayServeException) as error:
+        raise _own_error(error) or UnavailableError(
+            "Part of the service failed while it worked on this request: try again in a few seconds."
+        ) from None
+    finally:
+        response.cancel()
+
+
+def _own_error(error: Exception) -> StillhouseError | None:
+    """The error that a replica raised, free of Ray's wrapping; None where Ray itself failed."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, StillhouseError):
+        return error.cause
+    if isinstance(error, BackPressureError):
+        return OverloadedError("Too many requests wait already: try again later.")
+    return None
+
+
+def _job_error(error: Exception) -> StillhouseError:
+    if own := _own_error(error):
+        return own
+    if isinstance(error, RayTaskError):
+        log.error("a trainer failed: %s", error)
+        return TrainingError(f"Training failed: {without_paths(str(error.cause))}")
+    return TrainerUnreachableError(
+        "The trainer was lost while it worked on this request; nothing was stored. Send it again."
+    )
+
+
+async def _probed(call: Awaitable[Result]) -> Result | None:
+    """The answer, or None where there was none."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            return await call
+    except (TimeoutError, UnavailableError):
+        return None

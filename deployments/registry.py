@@ -1,0 +1,318 @@
+"""The registry of runs: a detached actor that owns every bundle with a time to live, and its client."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ObjectLostError, RayActorError
+
+from core.errors import RunNotFoundError, StillhouseError, StorageError, UnavailableError
+from core.paging import Page
+from core.registry_index import RegistryIndex, RunEntry
+from core.saved_models import exists_error, model_path
+from core.storage import Storage
+from deployments.settings import Settings
+
+log = logging.getLogger(__name__)
+
+PROTOCOL_VERSION: Final = 1
+FOLDER: Final = "runs"
+RETRY_FOR_S: Final = 20.0
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfiguration:
+    """What an actor was started with; two that differ cannot serve the same application."""
+
+    storage_url: str
+    storage_options: dict[str, object]
+    ttl_s: float
+    max_items: int
+    max_bytes: int
+    protocol_version: int = PROTOCOL_VERSION
+
+    @classmethod
+    def of(cls, settings: Settings) -> "RegistryConfiguration":
+        registry = settings.registry
+        return cls(
+            storage_url=settings.expanded_storage_url(),
+            storage_options=settings.storage_options,
+            ttl_s=registry.ttl_seconds,
+            max_items=registry.max_items,
+            max_bytes=registry.max_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatus:
+    items: int
+    bytes: int
+    configuration: RegistryConfiguration
+
+
+class BundleRegistry:
+    """Bundles as files in storage, ``runs/<run_id>.safetensors`` with ``.json`` beside it, and in memory.
+
+    The actor is the only writer of that folder. The entry is written after its bundle and deleted before it,
+    so a run exists exactly when its entry does. After a restart the entries are read back with their
+    remaining lifetimes, which may be short by a sixtieth of the time to live: uses are written that rarely.
+
+    Args:
+        put: Puts bytes into shared memory and returns what ``use`` hands out; ``ray.put`` but in tests.
+    """
+
+    def __init__(
+        self,
+        configuration: RegistryConfiguration,
+        clock: Callable[[], float] = time.time,
+        put: Callable[[np.ndarray], object] = ray.put,
+    ) -> None:
+        self._configuration = configuration
+        self._clock, self._put = clock, put
+        self._storage = Storage(configuration.storage_url, configuration.storage_options)
+        self._index = RegistryIndex(
+            ttl_s=configuration.ttl_s,
+            max_items=configuration.max_items,
+            max_bytes=configuration.max_bytes,
+            clock=clock,
+        )
+        self._objects: dict[str, object] = {}
+        self._persisted_expiry: dict[str, float] = {}
+        self._restore()
+
+    async def store(self, entry: RunEntry, file: np.ndarray) -> RunEntry:
+        """Keeps a run from now on; room is made by letting others go.
+
+        Args:
+            file: The bundle file, uint8.
+        """
+        await self._drop(self._index.expire())
+        await asyncio.to_thread(self._storage.write, bundle_path(entry.run_id), memoryview(file))
+        evicted = self._index.add(entry)
+        self._objects[entry.run_id] = self._put(file)
+        stored = self._index.peek(entry.run_id) or entry
+        await self._persist(stored)
+        await self._drop(evicted)
+        return stored
+
+    async def use(self, run_id: str) -> tuple[RunEntry, list[object]] | None:
+        """Restarts the run's time to live.
+
+        Returns:
+            The entry and, in a list so that Ray does not resolve it, a reference to the file as uint8 array;
+            None for a run that is not live.
+        """
+        entry = await self.touch(run_id)
+        if entry is None:
+            return None
+        if run_id not in self._objects:
+            try:
+                data = await asyncio.to_thread(self._storage.read, bundle_path(run_id))
+            except FileNotFoundError:
+                await self.remove(run_id)
+                return None
+            self._objects.setdefault(run_id, self._put(np.frombuffer(data, np.uint8)))
+        return entry, [self._objects[run_id]]
+
+    async def touch(self, run_id: str) -> RunEntry | None:
+        """Restarts the run's time to live without handing out its file."""
+        entry = self._index.use(run_id)
+        if entry is not None:
+            written = self._persisted_expiry.get(run_id, 0)
+            if entry.expires_at - written >= self._configuration.ttl_s / 60:
+                await self._persist(entry)
+        return entry
+
+    async def peek(self, run_id: str) -> RunEntry | None:
+        return self._index.peek(run_id)
+
+    async def page(self, limit: int, cursor: str | None) -> Page[RunEntry]:
+        return self._index.page(limit, cursor)
+
+    async def remove(self, run_id: str) -> bool:
+        removed = self._index.remove(run_id)
+        if removed:
+            await self._drop([run_id])
+        return removed
+
+    async def save(self, run_id: str, model_id: str, overwrite: bool) -> str | None:
+        """Copies a run's bundle to a saved model.
+
+        Returns:
+            Its path in storage; None for a run that is not live.
+
+        Raises:
+            ModelExistsError
+        """
+        if self._index.peek(run_id) is None:
+            return None
+        path = model_path(model_id)
+        try:
+            await asyncio.to_thread(self._storage.copy, bundle_path(run_id), path, exclusive=not overwrite)
+        except FileExistsError:
+            raise exists_error(model_id) from None
+        return path
+
+    async def status(self) -> RegistryStatus:
+        await self._drop(self._index.expire())
+        return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
+
+    def _restore(self) -> None:
+        entries, orphans = [], {*self._storage.names(FOLDER, ".safetensors")}
+        for name in self._storage.names(FOLDER, ".json"):
+            try:
+                entry = RunEntry.from_json(self._storage.read(name).decode())
+            except (StorageError, UnicodeDecodeError):
+                log.exception("%s is damaged and is passed over", name)
+                self._storage.delete(name)
+                continue
+            if bundle_path(entry.run_id) in orphans:
+                orphans.discard(bundle_path(entry.run_id))
+                entries.append(entry)
+                self._persisted_expiry[entry.run_id] = entry.expires_at
+        for run_id in self._index.restore(entries):
+            self._delete_files(run_id)
+        for name in orphans:
+            self._storage.delete(name)
+
+    async def _persist(self, entry: RunEntry) -> None:
+        self._persisted_expiry[entry.run_id] = entry.expires_at
+        await asyncio.to_thread(self._storage.write, entry_path(entry.run_id), entry.to_json().encode())
+        if self._index.peek(entry.run_id) is None:  # deleted while it was written
+            await asyncio.to_thread(self._storage.delete, entry_path(entry.run_id))
+
+    async def _drop(self, run_ids: list[str]) -> None:
+        for run_id in run_ids:
+            self._objects.pop(run_id, None)
+            self._persisted_expiry.pop(run_id, None)
+            await asyncio.to_thread(self._delete_files, run_id)
+
+    def _delete_files(self, run_id: str) -> None:
+        self._storage.delete(entry_path(run_id))
+        self._storage.delete(bundle_path(run_id))
+
+
+def bundle_path(run_id: str) -> str:
+    return f"{FOLDER}/{run_id}.safetensors"
+
+
+def entry_path(run_id: str) -> str:
+    return f"{FOLDER}/{run_id}.json"
+
+
+class RegistryClient:
+    """The registry as replicas see it: finds or starts the actor, and outlasts its restarts.
+
+    Every method may raise UnavailableError when the actor does not come back within ``RETRY_FOR_S``. All are
+    safe to repeat: storing a run twice stores it once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._actor: ActorHandle[BundleRegistry] | None = None
+
+    async def store(self, entry: RunEntry, file: bytes) -> RunEntry:
+        reference = ray.put(np.frombuffer(file, np.uint8))
+        return await self._call(lambda actor: actor.store.remote(entry, reference))
+
+    async def use(self, run_id: str) -> tuple[RunEntry, memoryview]:
+        """The entry and the bundle file, read from shared memory; restarts the time to live.
+
+        Raises:
+            RunNotFoundError
+        """
+
+        async def fetch(actor: ActorHandle[BundleRegistry]) -> tuple[RunEntry, memoryview]:
+            found = await actor.use.remote(run_id)
+            if found is None:
+                raise run_not_found(run_id)
+            entry, [reference] = found
+            return entry, memoryview(await reference)
+
+        return await self._call(fetch)
+
+    async def touch(self, run_id: str) -> RunEntry:
+        """Raises RunNotFoundError."""
+        return _found(await self._call(lambda actor: actor.touch.remote(run_id)), run_id)
+
+    async def peek(self, run_id: str) -> RunEntry:
+        """Raises RunNotFoundError."""
+        return _found(await self._call(lambda actor: actor.peek.remote(run_id)), run_id)
+
+    async def page(self, limit: int, cursor: str | None) -> Page[RunEntry]:
+        return await self._call(lambda actor: actor.page.remote(limit, cursor))
+
+    async def remove(self, run_id: str) -> None:
+        """Raises RunNotFoundError."""
+        if not await self._call(lambda actor: actor.remove.remote(run_id)):
+            raise run_not_found(run_id)
+
+    async def save(self, run_id: str, model_id: str, overwrite: bool) -> str:
+        """Raises RunNotFoundError, ModelExistsError."""
+        return _found(await self._call(lambda actor: actor.save.remote(run_id, model_id, overwrite)), run_id)
+
+    async def status(self) -> RegistryStatus:
+        return await self._call(lambda actor: actor.status.remote())
+
+    async def _call(self, call: Callable[["ActorHandle[BundleRegistry]"], Awaitable[Result]]) -> Result:
+        deadline = time.monotonic() + RETRY_FOR_S
+        while True:
+            try:
+                if self._actor is None:
+                    self._actor = await self._connect()
+                return await call(self._actor)
+            except (RayActorError, ObjectLostError) as error:
+                self._actor = None
+                if time.monotonic() > deadline:
+                    raise UnavailableError("The registry of runs does not answer: try again shortly.") from error
+                await asyncio.sleep(0.2)
+            except ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise cause if isinstance(cause, StillhouseError) else error from None
+
+    async def _connect(self) -> "ActorHandle[BundleRegistry]":
+        """The running actor, or a new one where none runs or an outdated one does; no run is lost."""
+        wanted = RegistryConfiguration.of(self._settings)
+        actor = self._get_or_create(wanted)
+        if (await actor.status.remote()).configuration != wanted:
+            log.warning("replacing a registry of another configuration or version")
+            ray.kill(actor, no_restart=True)
+            raise ray.exceptions.ActorUnavailableError("the registry is being replaced", None)
+        return actor
+
+    def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
+        registry = self._settings.registry
+        return (
+            ray.remote(BundleRegistry)
+            .options(
+                name=registry.name,
+                namespace=registry.namespace,
+                get_if_exists=True,
+                lifetime="detached",
+                max_restarts=-1,
+                max_task_retries=0,
+                num_cpus=0.05,
+                max_concurrency=1000,
+            )
+            .remote(configuration)
+        )
+
+
+def run_not_found(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(
+        f"There is no run {run_id!r:.60}, or it has expired: train again, or save runs to keep them.",
+        run_id=run_id[:128],
+    )
+
+
+def _found(result: Result | None, run_id: str) -> Result:
+    if result is None:
+        raise run_not_found(run_id)
+    return result

@@ -1,0 +1,1 @@
+"""HTTP over ``deployments.service.Service``: no Ray, no torch."""

@@ -1,0 +1,101 @@
+"""Datasets: upload, list, look at, delete."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.responses import JSONResponse, Response
+
+from core.datasets import Dataset
+from core.errors import MalformedBodyError
+from core.table import format_of
+from deployments.routes.examples import EXAMPLE_CSV, EXAMPLE_NAME
+from deployments.routes.paging import Cursor, Limit, page_of
+from deployments.service import Service
+
+CHUNK_BYTES = 1 << 20
+DatasetId = Annotated[str, Path(max_length=200)]
+
+_UPLOAD = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "text/csv": {"schema": {"type": "string"}, "example": EXAMPLE_CSV},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+
+def dataset_routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/datasets", tags=["datasets"])
+    catalogue = service.datasets
+
+    @router.post("", status_code=201, openapi_extra=_UPLOAD)
+    async def upload(
+        request: Request,
+        name: Annotated[str | None, Query(max_length=255, examples=[EXAMPLE_NAME])] = None,
+    ) -> Response:
+        """Uploads a table: multipart ``file``, or the raw body with a media type and ``?name=``.
+
+        CSV, TSV, Parquet, Arrow, JSON Lines and XLSX. The same content again gives the same id and 200.
+        """
+        media_type = request.headers.get("content-type", "")
+        if media_type.startswith("multipart/"):
+            return await _store_form(request, name)
+        return await _store(request.stream(), name, media_type)
+
+    async def _store_form(request: Request, name: str | None) -> Response:
+        try:
+            async with request.form(max_files=1, max_fields=10) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise MalformedBodyError("The form must have a part named file that holds the table.")
+                return await _store(_chunks(file), name or file.filename, file.content_type or "")
+        except MultiPartException as error:
+            raise MalformedBodyError(f"The form cannot be read: {error.message}") from None
+
+    async def _store(chunks: AsyncIterator[bytes], name: str | None, media_type: str) -> Response:
+        table_format = format_of(name, media_type.partition(";")[0].strip().lower() or None)
+        with catalogue.incoming() as incoming:
+            async for chunk in chunks:
+                await asyncio.to_thread(incoming.write, chunk)
+        dataset, is_new = await asyncio.to_thread(catalogue.add, incoming, table_format, name)
+        return JSONResponse(dataset.to_dict(), 201 if is_new else 200)
+
+    @router.get("")
+    def list_datasets(limit: Limit = 20, cursor: Cursor = None) -> dict[str, object]:
+        """A page of datasets."""
+        return page_of(catalogue.page(limit, cursor), Dataset.to_dict)
+
+    @router.get("/{dataset_id}")
+    def get_dataset(dataset_id: DatasetId) -> dict[str, object]:
+        return catalogue.get(dataset_id).to_dict()
+
+    @router.get("/{dataset_id}/preview")
+    def preview_dataset(
+        dataset_id: DatasetId, rows: Annotated[int, Query(ge=1, le=1000)] = 10
+    ) -> dict[str, object]:
+        """The first rows."""
+        table = catalogue.preview(dataset_id, rows)
+        return {"columns": table.column_names, "rows": [list(row.values()) for row in table.to_pylist()]}
+
+    @router.delete("/{dataset_id}", status_code=204)
+    def delete_dataset(dataset_id: DatasetId) -> None:
+        catalogue.delete(dataset_id)
+
+    return router
+
+
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(CHUNK_BYTES):
+        yield chunk

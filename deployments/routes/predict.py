@@ -1,0 +1,48 @@
+"""Predict: JSON rows or columns, or CSV, Parquet and Arrow bodies."""
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from core.errors import RequestError
+from core.exchange import JSON, TABLES, PredictBody
+from deployments.predict_call import PredictCall, packed
+from deployments.routes.examples import predict_example
+from deployments.service import Service
+
+_BODIES = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON: {"schema": PredictBody.model_json_schema(), "example": predict_example()},
+            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in TABLES},
+        },
+    }
+}
+
+
+def predict_routes(service: Service) -> APIRouter:
+    router = APIRouter(tags=["predict"])
+
+    @router.post("/predict", openapi_extra=_BODIES)
+    async def predict(
+        request: Request,
+        run_id: Annotated[str | None, Query(max_length=200)] = None,
+        model_id: Annotated[str | None, Query(max_length=200)] = None,
+    ) -> Response:
+        """Predictions in input order, for rows given as JSON or as a table in the body.
+
+        Tables are answered as tables; their warnings come in the header ``X-Warnings`` as a JSON list.
+        """
+        media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if media_type != JSON and media_type not in TABLES:
+            raise RequestError(f"Content-Type must be one of {JSON}, {', '.join(TABLES)}; got {media_type!r:.80}.")
+        body = packed(await request.body())
+        call = PredictCall(body, media_type, request.headers.get("accept"), run_id, model_id)
+        answer = await service.run_predict(call)
+        headers = {"X-Warnings": json.dumps(answer.warnings)} if answer.warnings else None
+        return Response(bytes(answer.body), media_type=answer.media_type, headers=headers)
+
+    return router

@@ -1,0 +1,55 @@
+"""What the routes ask of the service behind them. The ingress is one; tests bring their own."""
+
+from collections.abc import AsyncGenerator
+from typing import Literal, Protocol
+
+from core.datasets import DatasetCatalogue
+from core.paging import Page
+from core.registry_index import RunEntry
+from core.saved_models import ModelStore
+from deployments.predict_call import PredictAnswer, PredictCall
+from deployments.settings import Settings
+
+JobKind = Literal["train", "distill"]
+Report = dict[str, object]
+
+
+class Service(Protocol):
+    """Every method may raise StillhouseError, and nothing else on purpose.
+
+    Attributes:
+        datasets, models: Over storage, blocking: call them in a thread.
+    """
+
+    settings: Settings
+    datasets: DatasetCatalogue
+    models: ModelStore
+
+    def run_job(self, kind: JobKind, payload: object) -> AsyncGenerator[Report]:
+        """Validates, trains and stores; the last report is the ``result``. Leaving it stops the training."""
+
+    async def run_predict(self, call: PredictCall) -> PredictAnswer: ...
+
+    async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
+        """A saved model in another format; raises ModelNotFoundError."""
+
+    async def list_runs(self, limit: int, cursor: str | None) -> Page[RunEntry]: ...
+
+    async def get_run(self, run_id: str) -> RunEntry:
+        """Without restarting its time to live; raises RunNotFoundError."""
+
+    async def delete_run(self, run_id: str) -> None: ...
+
+    async def save_run(self, run_id: str, model_id: str, overwrite: bool) -> str:
+        """Copies a run to a saved model; returns its path in storage."""
+
+    async def read_bundle(self, run_id: str) -> bytes | memoryview: ...
+
+    async def ping(self) -> None:
+        """One empty call to a predictor; raises UnavailableError when none answers."""
+
+    async def health(self) -> tuple[bool, dict[str, object]]:
+        """Whether requests can be served, and the state of each component."""
+
+    def queue(self) -> dict[str, int]:
+        """``{"capacity", "free"}`` of the trainers, as this ingress sees them."""

@@ -1,0 +1,132 @@
+"""Everything that can be configured, typed; the only place that reads the environment."""
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+from urllib.parse import unquote
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
+
+
+class Section(BaseModel):
+    """A part of the settings: a misspelt key is an error, not a default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RegistrySettings(Section):
+    """The TTL registry of runs."""
+
+    name: str = "stillhouse-registry"
+    namespace: str = "stillhouse"
+    ttl_seconds: PositiveFloat = 900
+    max_items: PositiveInt = 128
+    max_bytes: PositiveInt = 1 << 30
+
+
+class TrainerSettings(Section):
+    """Trainer replicas.
+
+    Attributes:
+        gpus_per_trainer: ``auto`` takes a GPU where the cluster has one when the application is deployed.
+        job_timeout_s: Longest training; then 400 TRAINING_TIMEOUT.
+        queue_timeout_s: Longest wait for a free trainer; then 503 TRAINER_UNREACHABLE.
+        queue_capacity: Requests that one ingress lets wait for trainers; more are answered 503 OVERLOADED.
+        runtime_env: Of the trainers alone, as Ray takes it.
+    """
+
+    min_replicas: int = Field(1, ge=0)
+    max_replicas: PositiveInt = 4
+    cpus_per_trainer: PositiveFloat = 1
+    gpus_per_trainer: Literal["auto"] | float = "auto"
+    upscale_delay_s: float = Field(10, ge=0)
+    downscale_delay_s: float = Field(600, ge=0)
+    job_timeout_s: PositiveFloat = 3600
+    queue_timeout_s: PositiveFloat = 600
+    queue_capacity: PositiveInt = 64
+    runtime_env: dict[str, object] = {}
+
+
+class PredictorSettings(Section):
+    """Predictor replicas.
+
+    Attributes:
+        cache_bytes: Bundle files kept ready per replica, least recently used first out.
+        batch_rows: Rows of different requests that are computed together at most.
+    """
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 4
+    cpus_per_predictor: PositiveFloat = 0.5
+    cache_bytes: PositiveInt = 1 << 30
+    batch_rows: PositiveInt = 65_536
+
+
+class IngressSettings(Section):
+    replicas: PositiveInt = 1
+    cpus_per_ingress: float = Field(0.25, ge=0)
+
+
+class Limits(Section):
+    """What one request may ask.
+
+    Attributes:
+        body_bytes: Of an upload or a table to predict.
+        json_bytes: Of any JSON body.
+    """
+
+    body_bytes: PositiveInt = 2 << 30
+    json_bytes: PositiveInt = 32 << 20
+    rows: PositiveInt = 50_000_000
+    columns: PositiveInt = 10_000
+
+
+class Settings(Section):
+    """Arguments of ``deployments.app:build``.
+
+    Attributes:
+        storage_url: Where datasets, models and runs lie: ``file://…`` or ``s3://bucket/prefix``. With more
+            than one node it must be reachable from all of them.
+        storage_options: For the fsspec file system of that URL (``endpoint_url`` …).
+        data_roots: Folders below which ``data_path`` may point.
+        allow_no_auth: Run without tokens. The service refuses to start with neither tokens nor this.
+        tokens_file: One accepted bearer token a line; read again when it changes. ``STILLHOUSE_TOKENS``
+            (comma-separated) adds to it.
+    """
+
+    storage_url: str = "file://~/.stillhouse/storage"
+    storage_options: dict[str, object] = {}
+    data_roots: tuple[str, ...] = ("~/.stillhouse/data",)
+    allow_no_auth: bool = False
+    tokens_file: str | None = None
+    registry: RegistrySettings = RegistrySettings()
+    trainer: TrainerSettings = TrainerSettings()
+    predictor: PredictorSettings = PredictorSettings()
+    ingress: IngressSettings = IngressSettings()
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _needs_auth(self) -> Self:
+        if not self.allow_no_auth and self.tokens_file is None and not environment_tokens():
+            raise ValueError(
+                f"no bearer token is configured: set tokens_file or {TOKENS_VARIABLE}, "
+                "or allow_no_auth: true to run open"
+            )
+        return self
+
+    def expanded_storage_url(self) -> str:
+        """The URL with ``~`` resolved on this machine."""
+        scheme, separator, path = self.storage_url.rpartition("://")
+        if scheme in ("", "file"):
+            return f"file://{Path(unquote(path)).expanduser().resolve()}"
+        return f"{scheme}{separator}{path}"
+
+    def roots(self) -> list[Path]:
+        return [Path(root).expanduser() for root in self.data_roots]
+
+
+def environment_tokens() -> frozenset[str]:
+    """Tokens given in ``STILLHOUSE_TOKENS``."""
+    return frozenset(filter(None, (part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(","))))

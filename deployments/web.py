@@ -1,0 +1,73 @@
+"""The web application: routes, error translation and the edge, over a ``Service``."""
+
+import hashlib
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import Response
+
+from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
+from deployments.edge import Edge, Tokens
+from deployments.routes.datasets import dataset_routes
+from deployments.routes.examples import EXAMPLE_CSV
+from deployments.routes.jobs import job_routes
+from deployments.routes.models import model_routes, run_routes
+from deployments.routes.predict import predict_routes
+from deployments.routes.system import health_routes, system_routes
+from deployments.service import Service
+
+DESCRIPTION = """Trains PyTorch models on tables, distils them into small fast ones and serves them.
+
+The examples work when sent in this order: upload the dataset, train, distil, predict. Errors come in the dialect
+of their route: `{"status": "error", "error": …}` from train and distil, `{"detail": …}` elsewhere, and RFC 9457
+for `Accept: application/problem+json`; each carries `X-Request-ID`, `X-Error-Code` and `X-Error-Type`."""
+
+
+def build_web_app(service: Service) -> FastAPI:
+    """Everything that answers HTTP."""
+    settings = service.settings
+    tokens = Tokens.configured(settings)
+    app = FastAPIOffline(
+        title="Stillhouse",
+        version="1",
+        description=DESCRIPTION,
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
+        middleware=[Middleware(Edge, tokens=tokens, limits=settings.limits)],
+    )
+    example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
+    for router in (
+        job_routes(service, example),
+        dataset_routes(service),
+        run_routes(service),
+        model_routes(service),
+        predict_routes(service),
+    ):
+        app.include_router(router, prefix="/api/v1")
+    app.include_router(system_routes(service))
+    app.include_router(health_routes(service))
+    app.add_exception_handler(HTTPException, _name_http_error)
+    app.add_exception_handler(RequestValidationError, _name_schema_error)
+    return app
+
+
+async def _name_http_error(_: Request, error: Exception) -> Response:
+    """Starlette's and FastAPI's own errors as ours; the edge writes them down."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for these
+    if isinstance(error.__cause__, StillhouseError):
+        raise error.__cause__
+    if error.status_code == 404:
+        raise NotFoundError("There is nothing at this address: GET /docs lists the routes.")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        raise MethodNotAllowedError(f"This route takes {allowed or 'other methods'}.", allow=allowed)
+    raise MalformedBodyError(str(error.detail))
+
+
+async def _name_schema_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for these
+    raise SchemaError("The request does not fit the schema of the route.", violations=list(error.errors()))
