@@ -47,4 +47,6 @@ def design(
     kind = _KINDS.get(mode, "mlp")
     if kind == "linear":
         return Architecture(kind, inputs, outputs, 0, 0, 0.0, batch_norm=False)
-    return Architecture(kind, inputs, outputs, hidden_dim, num_hidden_layers, dropout, batch_norm=classification)
+    return Architecture(
+        kind, inputs, outputs, hidden_dim, num_hidden_layers, dropout, batch_norm=classification
+    )

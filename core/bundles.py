@@ -92,7 +92,9 @@ class Bundle:
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BundleError(_DAMAGED) from error
         if header.pop("sha256", None) != _checksum(header, tensors):
-            raise BundleError("The model file does not match its checksum: it was damaged; restore or retrain.")
+            raise BundleError(
+                "The model file does not match its checksum: it was damaged; restore or retrain."
+            )
         try:
             return _assemble(header, tensors)
         except (KeyError, TypeError, ValueError) as error:
@@ -127,7 +129,9 @@ def header_length(start: bytes | memoryview) -> int:
     return length
 
 
-_DAMAGED: Final = "The file is not a whole Stillhouse bundle (safetensors): restore it or train the model again."
+_DAMAGED: Final = (
+    "The file is not a whole Stillhouse bundle (safetensors): restore it or train the model again."
+)
 _LARGEST_HEADER: Final = 100_000_000  # the limit of safetensors itself
 
 
@@ -147,7 +151,9 @@ def _checksum(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -
 
 def _assemble(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -> Bundle:
     def under(prefix: str) -> dict[str, np.ndarray]:
-        return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)
+        }
 
     direct = {f.name: header[f.name] for f in dataclasses.fields(Bundle) if f.name in header}
     classes = header["classes"]

@@ -36,7 +36,7 @@ class Dataset:
     created_at: str
 
     @classmethod
-    def from_json(cls, text: bytes) -> Self:
+    def from_json(cls, text: str) -> Self:
         fields = json.loads(text)
         return cls(**fields | {"columns": tuple(fields["columns"])})
 
@@ -92,7 +92,7 @@ class DatasetCatalogue:
     def get(self, dataset_id: str) -> Dataset:
         """Raises DatasetNotFoundError."""
         try:
-            return Dataset.from_json(self._storage.read(_info(dataset_id)))
+            return Dataset.from_json(self._storage.read(_info(dataset_id)).decode())
         except (FileNotFoundError, RequestError):
             raise DatasetNotFoundError(
                 f"There is no dataset {dataset_id!r:.60}: upload it with POST /api/v1/datasets.",
@@ -107,7 +107,9 @@ class DatasetCatalogue:
     def preview(self, dataset_id: str, rows: int) -> pa.Table:
         """The first rows; raises DatasetNotFoundError."""
         source = self.source(dataset_id)
-        return preview_table(lambda: self._storage.open_native(source.location), self.get(dataset_id).format, rows)
+        return preview_table(
+            lambda: self._storage.open_native(source.location), self.get(dataset_id).format, rows
+        )
 
     def page(self, limit: int, cursor: str | None) -> Page[Dataset]:
         """Datasets by id."""

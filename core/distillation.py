@@ -31,7 +31,7 @@ from core.pipeline import (
     split_of,
 )
 from core.prediction import Predictor, as_prediction
-from core.schema import describe_columns
+from core.schema import column_infos, describe
 from core.table import Opener
 from core.target import encode_target
 from core.training import Stop, choose_device, loss_on, outputs_of
@@ -70,7 +70,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     target = encode_target(table[request.target_column], request.target_column, master.task, master.classes)
     if target.dropped:
         table = table.take(pa.array(target.rows))
-    schema = describe_columns(table, request, target)
+    infos = column_infos(table)
     split = split_of(request, target)
     columns = feature_columns(table, request)
     del table
@@ -81,7 +81,9 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     teacher_outputs = outputs_of(predictor.network, data.features)
     loaded = time.perf_counter()
 
-    architecture = student_architecture(request, master.architecture, classification=master.classes is not None)
+    architecture = student_architecture(
+        request, master.architecture, classification=master.classes is not None
+    )
     network = build_network(architecture)
     initialise(network, request.random_seed, master.encoder.never_active())
     network.to(device)
@@ -98,7 +100,13 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         architecture=architecture,
         weights=export_weights(network),
         temperature=1.0,
-        schema=schema,
+        schema=describe(
+            infos,
+            master.encoder,
+            target_column=request.target_column,
+            classes=master.classes,
+            excluded=request.exclude_columns,
+        ),
         settings=settings_of(request, schedule),
         lineage={"teacher": dict(teacher.reference)},
     )
@@ -115,13 +123,19 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         epochs_run=epochs_run,
         device=str(device),
         rows=count_rows(split),
-        timings_s={"load": loaded - started, "train": trained - loaded, "total": time.perf_counter() - started},
+        timings_s={
+            "load": loaded - started,
+            "train": trained - loaded,
+            "total": time.perf_counter() - started,
+        },
         warnings=(*request.warnings, *_date_warning(request), *dropped_warning(target)),
         comparison=comparison,
     )
 
 
-def student_architecture(request: DistillRequest, teacher: Architecture, *, classification: bool) -> Architecture:
+def student_architecture(
+    request: DistillRequest, teacher: Architecture, *, classification: bool
+) -> Architecture:
     """Half the teacher's width, a layer fewer, a little more dropout, where the request does not say.
 
     A linear teacher's student is 16 wide with 1 layer and dropout 0.05 (contract, section 5).
@@ -219,5 +233,3 @@ def _date_warning(request: DistillRequest) -> tuple[str, ...]:
     if not request.date_columns:
         return ()
     return ("date_columns is ignored: the student reads dates as its teacher does",)
-
-

@@ -62,7 +62,9 @@ def parse_json(body: bytes) -> object:
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        reason = "NaN and Infinity are not JSON" if b"NaN" in body or b"Infinity" in body else _position(error)
+        reason = (
+            "NaN and Infinity are not JSON" if b"NaN" in body or b"Infinity" in body else _position(error)
+        )
         raise MalformedBodyError(f"The body must be JSON ({reason}): correct it and send it again.") from None
 
 
@@ -87,7 +89,9 @@ def reference(run_id: str | None, model_id: str | None) -> ModelReference:
     if (run_id is None) == (model_id is None):
         violation = {"type": "missing", "loc": ("query", "run_id"), "msg": "give one of run_id and model_id"}
         raise SchemaError("Give one of run_id and model_id.", violations=[violation])
-    return ModelReference("run_id", run_id) if run_id is not None else ModelReference("model_id", str(model_id))
+    return (
+        ModelReference("run_id", run_id) if run_id is not None else ModelReference("model_id", str(model_id))
+    )
 
 
 def columns_of(body: PredictBody, needed: Sequence[str]) -> Columns:
@@ -100,7 +104,9 @@ def columns_of(body: PredictBody, needed: Sequence[str]) -> Columns:
         columns = {name: values for name, values in (body.columns or {}).items() if name in set(needed)}
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
-            raise PredictionInputError(f"All columns must have the same number of values, got {lengths!r:.200}.")
+            raise PredictionInputError(
+                f"All columns must have the same number of values, got {lengths!r:.200}."
+            )
         return columns
     if not body.rows:
         return {name: [] for name in needed}
@@ -151,7 +157,12 @@ def write_predictions(
     """
     if media_type == JSON:
         probabilities = None if probabilities_NC is None else probabilities_NC.tolist()
-        answer = {"predictions": values, "classes": classes, "probabilities": probabilities, "warnings": warnings}
+        answer = {
+            "predictions": values,
+            "classes": classes,
+            "probabilities": probabilities,
+            "warnings": warnings,
+        }
         return pydantic_core.to_json(answer)
     table = _prediction_table(values, classes, probabilities_NC)
     sink = pa.BufferOutputStream()
@@ -174,7 +185,9 @@ def write_arrow(table: pa.Table) -> bytes:
 
 
 def _prediction_table(
-    values: Sequence[object] | np.ndarray, classes: Sequence[object] | None, probabilities_NC: np.ndarray | None
+    values: Sequence[object] | np.ndarray,
+    classes: Sequence[object] | None,
+    probabilities_NC: np.ndarray | None,
 ) -> pa.Table:
     columns: dict[str, object] = {"prediction": values}
     if probabilities_NC is not None and classes is not None:
@@ -186,5 +199,3 @@ def _prediction_table(
 def _position(error: ValueError) -> str:
     text = str(error)
     return text[text.index(" at line") + 1 :] if " at line" in text else "not readable"
-
-

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -40,8 +41,6 @@ class ExportedModel(nn.Module):
 
 def to_onnx(bundle: Bundle) -> bytes:
     """ONNX with input ``features`` and output ``predictions``, any number of rows."""
-    import onnx  # noqa: PLC0415  # optional: stillhouse[export]
-
     module = ExportedModel(bundle).eval()
     example = torch.zeros(2, bundle.architecture.inputs)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

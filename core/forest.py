@@ -54,4 +54,4 @@ def forest_outputs(
         unseen[:, forest.classes_] = forest.oob_decision_function_
     spoken = np.isfinite(unseen).all(axis=1)
     outputs[train[spoken]] = unseen[spoken]
-    return outputs.astype(np.float32)
+    return np.asarray(outputs, np.float32)

@@ -11,7 +11,9 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 """``(outputs_BC, rows_B) -> scalar loss``; ``rows_B`` says which rows of the table the batch holds."""
 
 
-def cross_entropy(classes_N: Tensor, weights_C: Tensor | None = None, label_smoothing: float = 0.0) -> Objective:
+def cross_entropy(
+    classes_N: Tensor, weights_C: Tensor | None = None, label_smoothing: float = 0.0
+) -> Objective:
     """Mean negative log-likelihood of the true class, weighted per class where weights are given."""
 
     def objective(logits_BC: Tensor, rows_B: Tensor) -> Tensor:

@@ -91,12 +91,12 @@ def load_network(architecture: Architecture, weights: Mapping[str, np.ndarray]) 
 
 
 def export_weights(network: nn.Module) -> dict[str, np.ndarray]:
-    """Copies of all weights and running statistics, without the batch counter that nothing reads."""
+    """Copies of all weights and running statistics."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in network.state_dict().items()}
 
 
 def count_parameters(network: nn.Module) -> int:
-    """How many numbers training changes: biases and normalisation weights count, running statistics do not."""
+    """How many numbers training changes: biases and normalisation weights, but no running statistics."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -106,9 +106,8 @@ def _layers(a: Architecture) -> list[nn.Module]:
     if a.kind == "resnet":
         blocks = [Residual(a.hidden_dim, a.dropout, a.batch_norm) for _ in range(a.num_hidden_layers)]
         normalise = [nn.BatchNorm1d(a.hidden_dim)] if a.batch_norm else []
-        return [
-            nn.Linear(a.inputs, a.hidden_dim), *blocks, *normalise, nn.ReLU(), nn.Linear(a.hidden_dim, a.outputs)
-        ]  # fmt: skip
+        first, last = nn.Linear(a.inputs, a.hidden_dim), nn.Linear(a.hidden_dim, a.outputs)
+        return [first, *blocks, *normalise, nn.ReLU(), last]
     layers: list[nn.Module] = []
     width = a.inputs
     for _ in range(a.num_hidden_layers):

@@ -22,7 +22,7 @@ from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
-from core.schema import describe_columns
+from core.schema import column_infos, describe
 from core.splits import Split, split_rows
 from core.table import Opener, read_table
 from core.target import Target, infer_target
@@ -41,6 +41,7 @@ from core.training import (
 
 VALIDATION_SHARE = 0.15
 LABEL_SMOOTHING = 0.05
+TEMPERATURE_SPREAD = 0.25  # standard deviation of log T before any row is seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
     if target.dropped:
         table = table.take(pa.array(target.rows))
     _check_mode_fits(request.training_mode, target)
-    schema = describe_columns(table, request, target)
+    infos = column_infos(table)
     split = split_of(request, target)
     columns = feature_columns(table, request)
     del table
@@ -146,8 +147,16 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         weights=export_weights(network),
         target_mean=mean,
         target_std=std,
-        temperature=_fit_temperature(network, data) if request.training_mode == "calibrated_classifier" else 1.0,
-        schema=schema,
+        temperature=_fit_temperature(network, data)
+        if request.training_mode == "calibrated_classifier"
+        else 1.0,
+        schema=describe(
+            infos,
+            encoder,
+            target_column=request.target_column,
+            classes=classes,
+            excluded=request.exclude_columns,
+        ),
         settings=settings_of(request, schedule),
         lineage={"teacher": None},
     )
@@ -158,7 +167,11 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         epochs_run=epochs_run,
         device=str(device),
         rows=count_rows(split),
-        timings_s={"load": loaded - started, "train": trained - loaded, "total": time.perf_counter() - started},
+        timings_s={
+            "load": loaded - started,
+            "train": trained - loaded,
+            "total": time.perf_counter() - started,
+        },
         warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
     )
 
@@ -238,9 +251,7 @@ def run(
     return epoch
 
 
-def evaluate(
-    bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared
-) -> dict[str, object]:
+def evaluate(bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared) -> dict[str, object]:
     """``metrics`` of the contract, on the test rows."""
     device = data.features.device
     test = torch.as_tensor(data.split.test, device=device)
@@ -248,7 +259,9 @@ def evaluate(
     return report(
         as_prediction(bundle, outputs),
         data.truth[data.split.test],
-        train_loss=loss_on(network, objective, data.features, torch.as_tensor(data.split.train, device=device)),
+        train_loss=loss_on(
+            network, objective, data.features, torch.as_tensor(data.split.train, device=device)
+        ),
         test_loss=loss_on(network, objective, data.features, test),
     )
 
@@ -285,7 +298,11 @@ def _check_mode_fits(mode: TrainingMode, target: Target) -> None:
 
 
 def _objective(
-    request: TrainRequest, data: Prepared, classes: tuple[object, ...] | None, features: np.ndarray, stop: Stop
+    request: TrainRequest,
+    data: Prepared,
+    classes: tuple[object, ...] | None,
+    features: np.ndarray,
+    stop: Stop,
 ) -> Objective:
     mode, split = request.training_mode, data.split
     if mode == "tree_teacher_distillation":
@@ -306,7 +323,10 @@ def _objective(
 
 
 def _fit_temperature(network: nn.Module, data: Prepared) -> float:
-    """T that minimises the log-loss on the validation rows (Guo et al. 2017); 1 where there are none."""
+    """T that minimises the log-loss on the validation rows (Guo et al. 2017); 1 where there are none.
+
+    A normal prior on log T keeps a few rows that all are right from sharpening the model without end.
+    """
     rows = data.split.validation
     if not len(rows):
         return 1.0
@@ -315,6 +335,7 @@ def _fit_temperature(network: nn.Module, data: Prepared) -> float:
     truth = torch.as_tensor(data.truth[rows])
 
     def log_loss(log_temperature: float) -> float:
-        return float(nn.functional.cross_entropy(logits / np.exp(log_temperature), truth))
+        misfit = float(nn.functional.cross_entropy(logits / np.exp(log_temperature), truth))
+        return misfit + log_temperature**2 / (2 * TEMPERATURE_SPREAD**2 * len(rows))
 
     return float(np.exp(minimize_scalar(log_loss, bounds=(-3.0, 3.0), method="bounded").x))

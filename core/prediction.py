@@ -60,7 +60,7 @@ class Predictor:
         return as_prediction(self.bundle, self.outputs(features_NF))
 
     def outputs(self, features_NF: np.ndarray) -> np.ndarray:
-        """What the network itself says, float32 (N, C): logits before any temperature, or standardised values."""
+        """What the network itself says, float32 (N, C): logits, or standardised values."""
         return outputs_of(self.network, torch.as_tensor(features_NF, device=self._device)).cpu().numpy()
 
     @property

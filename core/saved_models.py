@@ -88,7 +88,9 @@ class ModelStore:
         names = self._storage.names(FOLDER, SUFFIX)
         ids = [name.removeprefix(f"{FOLDER}/").removesuffix(SUFFIX) for name in names]
         page = paginate(ids, str, limit, cursor)
-        return Page([model for model_id in page.data if (model := self._readable(model_id))], page.next_cursor)
+        return Page(
+            [model for model_id in page.data if (model := self._readable(model_id))], page.next_cursor
+        )
 
     def delete(self, model_id: str) -> None:
         """Raises ModelNotFoundError."""

@@ -37,7 +37,7 @@ def split_rows(
     """
     classes = np.zeros(n, np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
     counts_C = np.bincount(classes)
-    test, validation = _sizes(n, test_size, validation_size, len(counts_C))
+    test, validation = _sizes(n, test_size, validation_size, max(1, len(counts_C)))
     test_C = _apportion(test, counts_C, counts_C - 1)
     left_C = counts_C - test_C
     validation_C = _apportion(validation, left_C, left_C - 1)

@@ -62,19 +62,16 @@ def infer_target(
         DatasetError: The column cannot be a target of this task.
     """
     values = _read(column, name)
-    distinct, indices = np.unique(values.numbers, return_inverse=True)
-    _require_variation(values, len(distinct))
-    if task == "regression" or (task == "auto" and not _is_labels(values, distinct)):
+    if task == "regression" or (task == "auto" and not _is_labels(values)):
         return _regression(values)
     _require_finite(values)
+    distinct = _distinct(values)
     if len(distinct) > MAX_CLASSES:
         raise _error(
             name, f"may have {MAX_CLASSES:,} classes, however it has {len(distinct):,}; use regression"
         )
-    classes = (
-        tuple(values.labels[int(code)] for code in distinct) if values.labels else tuple(distinct.tolist())
-    )
-    return Target("classification", classes, indices.astype(np.int64), values.rows, values.dropped)
+    indices = np.searchsorted(distinct, values.numbers)
+    return Target("classification", _labels_of(values, distinct), indices, values.rows, values.dropped)
 
 
 def encode_target(column: pa.ChunkedArray, name: str, task: Task, classes: Sequence[Value] | None) -> Target:
@@ -86,13 +83,11 @@ def encode_target(column: pa.ChunkedArray, name: str, task: Task, classes: Seque
         DatasetError: As for ``infer_target``, or values are none of the classes.
     """
     values = _read(column, name)
-    distinct, indices = np.unique(values.numbers, return_inverse=True)
-    _require_variation(values, len(distinct))
     if task == "regression":
         return _regression(values)
-    expected = tuple(classes or ())
-    labels = [values.labels[int(code)] for code in distinct] if values.labels else distinct.tolist()
-    positions = _match(labels, expected)
+    distinct, expected = _distinct(values), tuple(classes or ())
+    positions = _match(_labels_of(values, distinct), expected)
+    indices = np.searchsorted(distinct, values.numbers)
     if unknown := int(np.count_nonzero(positions[indices] < 0)):
         shown = ", ".join(repr(label) for label in expected[:10]) + (" …" if len(expected) > 10 else "")
         problem = (
@@ -100,6 +95,15 @@ def encode_target(column: pa.ChunkedArray, name: str, task: Task, classes: Seque
         )
         raise _error(name, problem, unknown=unknown, classes=list(expected))
     return Target(task, expected, positions[indices], values.rows, values.dropped)
+
+
+def _distinct(values: _Values) -> np.ndarray:
+    """The sorted distinct numbers or codes; text was ranked when it was read."""
+    return np.arange(len(values.labels)) if values.kind == "text" else np.unique(values.numbers)
+
+
+def _labels_of(values: _Values, distinct: np.ndarray) -> tuple[Value, ...]:
+    return tuple(values.labels[int(code)] for code in distinct) if values.labels else tuple(distinct.tolist())
 
 
 def _match(labels: Sequence[Value], classes: Sequence[Value]) -> np.ndarray:
@@ -110,9 +114,21 @@ def _match(labels: Sequence[Value], classes: Sequence[Value]) -> np.ndarray:
 
 
 def _read(column: pa.ChunkedArray, name: str) -> _Values:
+    values = _read_values(column, name)
+    count, numbers = len(values.rows), values.numbers
+    if count == 0:
+        raise _error(name, "has no values; choose another target_column")
+    if count < 2:
+        raise _error(name, "needs values in at least 2 rows, however 1 row has one; add rows")
+    if numbers.min() == numbers.max():
+        raise _error(name, f"must vary, however all {count:,} values are equal; add other rows")
+    return values
+
+
+def _read_values(column: pa.ChunkedArray, name: str) -> _Values:
     kind = column.type
     if pa.types.is_dictionary(kind) and not is_text(kind.value_type):
-        return _read(column.cast(kind.value_type), name)
+        return _read_values(column.cast(kind.value_type), name)
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         raise _error(
             name, "cannot be a target, for it holds dates; make it a number, such as days until then"
@@ -164,17 +180,6 @@ def _native(array: pa.ChunkedArray) -> np.ndarray:
     return native
 
 
-def _require_variation(values: _Values, distinct: int) -> None:
-    if distinct == 0:
-        raise _error(values.name, "has no values; choose another target_column")
-    if len(values.rows) < 2:
-        raise _error(values.name, "needs values in at least 2 rows, however 1 row has one; add rows")
-    if distinct == 1:
-        raise _error(
-            values.name, f"must vary, however all {len(values.rows):,} values are equal; add other rows"
-        )
-
-
 def _require_finite(values: _Values) -> None:
     if values.kind == "float" and not np.isfinite(values.numbers).all():
         infinite = int(np.count_nonzero(np.isinf(values.numbers)))
@@ -183,13 +188,16 @@ def _require_finite(values: _Values) -> None:
         )
 
 
-def _is_labels(values: _Values, distinct: np.ndarray) -> bool:
+def _is_labels(values: _Values) -> bool:
     if values.kind in ("text", "boolean"):
         return True
-    if values.kind == "float" and not (np.isfinite(distinct) & (distinct == np.floor(distinct))).all():
+    numbers = values.numbers
+    if values.kind == "float" and not (np.isfinite(numbers) & (numbers == np.floor(numbers))).all():
         return False
-    count = len(distinct)
-    return count == 2 or (count <= _FEW_VALUES and len(values.rows) >= _ROWS_PER_VALUE * count)
+    if len(np.unique(numbers[:1_000])) > _FEW_VALUES:
+        return False
+    count = len(np.unique(numbers))
+    return count == 2 or (count <= _FEW_VALUES and len(numbers) >= _ROWS_PER_VALUE * count)
 
 
 def _regression(values: _Values) -> Target:

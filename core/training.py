@@ -130,7 +130,7 @@ def choose_device(wanted: str | None) -> torch.device:
     device = torch.device("cuda:0" if wanted == "cuda" else wanted)
     if device.type == "cuda" and (device.index or 0) >= available:
         raise ParameterError(
-            f"device {wanted} is absent where training ran ({available} CUDA devices): use cpu or leave it out",
+            f"device {wanted} is absent where training ran ({available} CUDA devices): use cpu",
             field="device",
         )
     return device
@@ -138,7 +138,7 @@ def choose_device(wanted: str | None) -> torch.device:
 
 def choose_batch_size(train_rows: int) -> int:
     """A power of two near a fortieth of the rows, 16 … 1,024: small data needs steps, large data width."""
-    return min(1024, max(16, 2 ** round((max(train_rows, 1) / 40)).bit_length()))
+    return min(1024, max(16, 1 << round(train_rows / 40).bit_length()))
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def _run_epoch(
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
         optimizer.zero_grad(set_to_none=True)
         loss = objective(network(rows.features_NF[rows_B]), rows_B)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         total += loss.detach() * len(rows_B)
     mean = float(total) / len(order)

@@ -26,7 +26,7 @@ class Rendered:
 def render(error: StillhouseError, path: str, accept: str | None, request_id: str) -> Rendered:
     """An error in the dialect of its route."""
     entry = CATALOGUE[error.code]
-    headers = _headers(entry, request_id)
+    headers = _headers(entry)
     if isinstance(error, MethodNotAllowedError):
         headers["Allow"] = str(error.details.get("allow", ""))
     is_handler = path.rstrip("/") in HANDLER_ROUTES
@@ -40,7 +40,7 @@ def render(error: StillhouseError, path: str, accept: str | None, request_id: st
 
 
 def handler_answer(error: StillhouseError) -> tuple[int, dict[str, object]]:
-    """``(status, body)`` of the train and distil handlers: never 500, 404 for a teacher run alone (seed 000)."""
+    """``(status, body)`` of train and distil: never 500, 404 for a teacher run alone (seed 000)."""
     entry = CATALOGUE[error.code]
     if isinstance(error, RunNotFoundError):
         return 404, {"status": "error", "error": TEACHER_NOT_FOUND}
@@ -52,18 +52,27 @@ def _violations(error: StillhouseError) -> list[dict[str, object]]:
     """Schema errors as ``[{type, loc, msg, input}]``; an input that is not a short scalar is left out."""
     violations = error.details.get("violations") if isinstance(error, SchemaError) else None
     return [
-        {"type": item["type"], "loc": list(item["loc"]), "msg": item["msg"], "input": _scalar(item.get("input"))}
+        {
+            "type": item["type"],
+            "loc": list(item["loc"]),
+            "msg": item["msg"],
+            "input": _scalar(item.get("input")),
+        }
         for item in (violations if isinstance(violations, list) else [])
     ]
 
 
 def _scalar(value: object) -> object:
-    short = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 100)
+    short = (
+        value is None
+        or isinstance(value, bool | int | float)
+        or (isinstance(value, str) and len(value) < 100)
+    )
     return value if short else None
 
 
-def _headers(entry: Entry, request_id: str) -> dict[str, str]:
-    headers = {"X-Request-ID": request_id, "X-Error-Code": entry.code, "X-Error-Type": entry.type.value}
+def _headers(entry: Entry) -> dict[str, str]:
+    headers = {"X-Error-Code": entry.code, "X-Error-Type": entry.type.value}
     if entry.retry_after_s is not None:
         headers["Retry-After"] = str(entry.retry_after_s)
     if entry.status == 401:

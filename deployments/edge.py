@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -75,10 +75,14 @@ class Edge:
 
     Args:
         tokens: None lets everybody in.
+        sends_request_id: False behind Ray Serve, which adds the header to every answer itself.
     """
 
-    def __init__(self, app: ASGIApp, *, tokens: Tokens | None, limits: Limits) -> None:
+    def __init__(
+        self, app: ASGIApp, *, tokens: Tokens | None, limits: Limits, sends_request_id: bool = True
+    ) -> None:
         self._app, self._tokens, self._limits = app, tokens, limits
+        self._sends_request_id = sends_request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +93,7 @@ class Edge:
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4())
         stripped = [(name, value) for name, value in scope["headers"] if name.lower() not in CONTROL_HEADERS]
         scope = {**scope, "headers": stripped, "state": {**scope.get("state", {}), "request_id": request_id}}
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id if self._sends_request_id else None)
         try:
             self._check(scope["path"], headers)
             limit = self._body_limit(scope["path"], headers)
@@ -98,19 +102,21 @@ class Edge:
             await answer.fail(scope, render(error, scope["path"], headers.get("accept"), request_id))
         except Exception:  # whatever it is, the client gets an answer in its dialect
             log.exception("request %s failed", request_id)
-            error = StillhouseError(f"An unexpected error occurred (request {request_id}).")
-            await answer.fail(scope, render(error, scope["path"], headers.get("accept"), request_id))
+            unexpected = StillhouseError(f"An unexpected error occurred (request {request_id}).")
+            await answer.fail(scope, render(unexpected, scope["path"], headers.get("accept"), request_id))
 
     def _check(self, path: str, headers: Headers) -> None:
-        if self._tokens is not None and not path.startswith(OPEN_PATHS):
-            if not self._tokens.accept(headers.get("authorization")):
-                raise AuthenticationError("Send a valid token: Authorization: Bearer <token>.")
+        tokens = None if path.startswith(OPEN_PATHS) else self._tokens
+        if tokens is not None and not tokens.accept(headers.get("authorization")):
+            raise AuthenticationError("Send a valid token: Authorization: Bearer <token>.")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._body_limit(path, headers):
             raise _too_large(self._body_limit(path, headers))
 
     def _body_limit(self, path: str, headers: Headers) -> int:
-        is_json = headers.get("content-type", "application/json").startswith("application/json")
+        is_json = headers.get("content-type", "application/json").startswith(
+            ("application/json", "application/x-www-form")
+        )
         takes_table = path.startswith("/api/v1/datasets") or (path == "/api/v1/predict" and not is_json)
         return self._limits.body_bytes if takes_table else self._limits.json_bytes
 
@@ -118,14 +124,15 @@ class Edge:
 class _Answer:
     """Sends an app's answer, with the request id, unless it fails before it began."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request_id: str | None) -> None:
         self._send, self._request_id = send, request_id
         self._started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            MutableHeaders(scope=message).setdefault("X-Request-ID", self._request_id)
+            if self._request_id is not None:
+                MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
         await self._send(message)
 
     async def fail(self, scope: Scope, rendered: Rendered) -> None:
@@ -134,11 +141,11 @@ class _Answer:
         body = json.dumps(rendered.body).encode()
         headers = {**rendered.headers, "content-type": rendered.media_type, "content-length": str(len(body))}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": rendered.status, "headers": raw})
-        await self._send({"type": "http.response.body", "body": body})
+        await self.send({"type": "http.response.start", "status": rendered.status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
 
 
-def _counted(receive: Receive, limit: int) -> Callable[[], object]:
+def _counted(receive: Receive, limit: int) -> Receive:
     """Counts the body as it comes: a missing or wrong Content-Length does not get past the limit."""
     received = 0
 

@@ -11,9 +11,9 @@ from typing import Any, Final, TypeVar
 
 import pydantic_core
 from fastapi import FastAPI
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse
+from ray.serve.handle import DeploymentHandle
 
 from core.contract import (
     DataSource,
@@ -59,7 +59,7 @@ class Ingress:
     """The service behind HTTP and behind ``serve.get_app_handle``."""
 
     def __init__(
-        self, settings: Settings, trainer: DeploymentHandle, predictor: DeploymentHandle
+        self, settings: Settings, trainer: DeploymentHandle[Any], predictor: DeploymentHandle[Any]
     ) -> None:
         self.settings = settings
         storage = Storage(settings.expanded_storage_url(), settings.storage_options)
@@ -74,8 +74,8 @@ class Ingress:
         for root in settings.roots():
             root.mkdir(parents=True, exist_ok=True)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201  # the name is Serve's
-        return build_web_app(self)
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_web_app(self, behind_serve=True)
 
     async def check_health(self) -> None:
         """Async, so that it answers whatever the threads do."""
@@ -137,7 +137,7 @@ class Ingress:
 
     async def _dispatched(self, request: TrainRequest | DistillRequest) -> AsyncGenerator[Report]:
         """Runs a job on a trainer; leaving the iteration cancels it there."""
-        stream = self._trainer.options(stream=True).run.remote(str(uuid.uuid4()), request)
+        stream: Any = self._trainer.options(stream=True).run.remote(str(uuid.uuid4()), request)
         timeout = self.settings.trainer.queue_timeout_s
         try:
             while True:
@@ -149,7 +149,9 @@ class Ingress:
                 timeout = self.settings.trainer.job_timeout_s + CALL_TIMEOUT_S
                 yield report
         except TimeoutError:
-            raise TrainerUnreachableError(f"No trainer was free within {timeout:g} s: try again later.") from None
+            raise TrainerUnreachableError(
+                f"No trainer was free within {timeout:g} s: try again later."
+            ) from None
         except (RayError, RayServeException) as error:
             raise _job_error(error) from None
         finally:
@@ -158,10 +160,13 @@ class Ingress:
     # ── Predictions ─────────────────────────────────────────────────────────────────────────────────────
 
     async def run_predict(self, call: PredictCall) -> PredictAnswer:
-        return await _answer_of(self._predictor.predict.remote(call))
+        answer: PredictAnswer = await _answer_of(self._predictor.predict.remote(call))
+        return answer
 
     async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
-        return memoryview(await _answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5))
+        return memoryview(
+            await _answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5)
+        )
 
     async def ping(self) -> None:
         await _answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
@@ -212,7 +217,7 @@ class _RuntimeProbe:
     A trainer that is busy does not answer, but it trains, so it has PyTorch; hence no answer is no error.
     """
 
-    def __init__(self, trainer: DeploymentHandle) -> None:
+    def __init__(self, trainer: DeploymentHandle[Any]) -> None:
         self._trainer = trainer
         self._asked_at = -PROBE_EVERY_S
         self.error: str | None = None
@@ -253,8 +258,8 @@ class _Lookups:
             check_teacher_model(teacher.kind, teacher.name, self._ingress.storage, roots)
 
 
-async def _answer_of(response: DeploymentResponse, timeout_s: float = CALL_TIMEOUT_S) -> Any:  # noqa: ANN401
-    """The answer of a replica, and every failure as an error of ours; the call is cancelled with its waiter."""
+async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  # noqa: ANN401  # Serve is untyped
+    """The answer of a replica, or an error of ours; the call is cancelled with its waiter."""
     try:
         async with asyncio.timeout(timeout_s):
             return await response

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 import numpy as np
@@ -33,7 +34,9 @@ from deployments.settings import Settings
 
 Result = TypeVar("Result")
 
-RECHECK_S: Final = 0.5  # an expired or deleted run is served no longer than this, plus one look at the registry
+RECHECK_S: Final = (
+    0.5  # an expired or deleted run is served no longer than this, plus one look at the registry
+)
 INLINE_ROWS: Final = 64  # up to here a hop to another thread costs more than the product
 
 
@@ -56,7 +59,9 @@ class _Ready:
 class _Waiting:
     model: Model
     features: np.ndarray
-    done: asyncio.Future[Prediction] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[Prediction] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class Predictor:
@@ -97,14 +102,12 @@ class Predictor:
         else:
             model = await self._model(reference(call.run_id, call.model_id))
             accept = choose_media_type(call.accept, call.media_type)
-            columns = await self._in_thread(lambda: read_columns(memoryview(call.body), call.media_type))
+            columns = await self._run(True, lambda: read_columns(memoryview(call.body), call.media_type))  # type: ignore[arg-type]
             large = True
-        encode = lambda: model.encode(columns)  # noqa: E731
-        encoded = await self._in_thread(encode) if large else encode()
+        encoded = await self._run(large, lambda: model.encode(columns))
         prediction = await self._compute(model, encoded.features)
         warnings = _warnings(encoded.unseen_counts, encoded.null_counts)
-        write = lambda: _written(prediction, warnings, accept)  # noqa: E731
-        return await self._in_thread(write) if large else write()
+        return await self._run(large, lambda: _written(prediction, warnings, accept))
 
     async def export(self, model_id: str, format: ExportFormat) -> np.ndarray:  # noqa: A002
         """A saved model in another format, as uint8 array; raises ModelNotFoundError."""
@@ -157,7 +160,10 @@ class Predictor:
         return _Ready(model, len(file), version, self._clock())
 
     def _trim(self) -> None:
-        while len(self._cache) > 1 and sum(r.size_bytes for r in self._cache.values()) > self._settings.cache_bytes:
+        while (
+            len(self._cache) > 1
+            and sum(r.size_bytes for r in self._cache.values()) > self._settings.cache_bytes
+        ):
             dropped, _ = self._cache.popitem(last=False)
             self._loading.pop(dropped, None)
 
@@ -173,9 +179,11 @@ class Predictor:
         while self._waiting:
             batch = self._next_batch()
             try:
-                features = batch[0].features if len(batch) == 1 else np.concatenate([w.features for w in batch])
-                compute = lambda: batch[0].model.predict(features)  # noqa: B023, E731  # awaited in this round
-                prediction = compute() if len(features) <= INLINE_ROWS else await self._in_thread(compute)
+                features = (
+                    batch[0].features if len(batch) == 1 else np.concatenate([w.features for w in batch])
+                )
+                compute = partial(batch[0].model.predict, features)
+                prediction = await self._run(len(features) > INLINE_ROWS, compute)
             except Exception as error:  # noqa: BLE001  # it belongs to those who wait for it
                 for waiting in batch:
                     _settle(waiting.done, error)
@@ -188,9 +196,12 @@ class Predictor:
 
     def _next_batch(self) -> list[_Waiting]:
         model, rows = self._waiting[0].model, 0
-        batch, rest = [], []
+        batch: list[_Waiting] = []
+        rest: list[_Waiting] = []
         for waiting in self._waiting:
-            if waiting.model is model and (not batch or rows + len(waiting.features) <= self._settings.batch_rows):
+            if waiting.model is model and (
+                not batch or rows + len(waiting.features) <= self._settings.batch_rows
+            ):
                 batch.append(waiting)
                 rows += len(waiting.features)
             else:
@@ -198,7 +209,10 @@ class Predictor:
         self._waiting = rest
         return batch
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+    async def _run(self, large: bool, work: Callable[[], Result]) -> Result:
+        """Runs large work in the thread, so that the loop goes on; small work where it stands."""
+        if not large:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
 

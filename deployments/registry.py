@@ -94,7 +94,7 @@ class BundleRegistry:
             file: The bundle file, uint8.
         """
         await self._drop(self._index.expire())
-        await asyncio.to_thread(self._storage.write, bundle_path(entry.run_id), memoryview(file))
+        await asyncio.to_thread(self._storage.write, bundle_path(entry.run_id), file.tobytes())
         evicted = self._index.add(entry)
         self._objects[entry.run_id] = self._put(file)
         stored = self._index.peek(entry.run_id) or entry
@@ -240,11 +240,13 @@ class RegistryClient:
 
     async def touch(self, run_id: str) -> RunEntry:
         """Raises RunNotFoundError."""
-        return _found(await self._call(lambda actor: actor.touch.remote(run_id)), run_id)
+        entry: RunEntry | None = await self._call(lambda actor: actor.touch.remote(run_id))
+        return _found(entry, run_id)
 
     async def peek(self, run_id: str) -> RunEntry:
         """Raises RunNotFoundError."""
-        return _found(await self._call(lambda actor: actor.peek.remote(run_id)), run_id)
+        entry: RunEntry | None = await self._call(lambda actor: actor.peek.remote(run_id))
+        return _found(entry, run_id)
 
     async def page(self, limit: int, cursor: str | None) -> Page[RunEntry]:
         return await self._call(lambda actor: actor.page.remote(limit, cursor))
@@ -256,7 +258,8 @@ class RegistryClient:
 
     async def save(self, run_id: str, model_id: str, overwrite: bool) -> str:
         """Raises RunNotFoundError, ModelExistsError."""
-        return _found(await self._call(lambda actor: actor.save.remote(run_id, model_id, overwrite)), run_id)
+        path: str | None = await self._call(lambda actor: actor.save.remote(run_id, model_id, overwrite))
+        return _found(path, run_id)
 
     async def status(self) -> RegistryStatus:
         return await self._call(lambda actor: actor.status.remote())
@@ -271,7 +274,9 @@ class RegistryClient:
             except (RayActorError, ObjectLostError) as error:
                 self._actor = None
                 if time.monotonic() > deadline:
-                    raise UnavailableError("The registry of runs does not answer: try again shortly.") from error
+                    raise UnavailableError(
+                        "The registry of runs does not answer: try again shortly."
+                    ) from error
                 await asyncio.sleep(0.2)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
@@ -289,7 +294,7 @@ class RegistryClient:
 
     def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
         registry = self._settings.registry
-        return (
+        actor: ActorHandle[BundleRegistry] = (
             ray.remote(BundleRegistry)
             .options(
                 name=registry.name,
@@ -303,6 +308,7 @@ class RegistryClient:
             )
             .remote(configuration)
         )
+        return actor
 
 
 def run_not_found(run_id: str) -> RunNotFoundError:

@@ -149,7 +149,9 @@ class Trainer:
         try:
             if job.stopped.is_set():
                 raise TrainingStoppedError("The client left before the result was stored.")
-            path = saving and self._models.save(saving.model_id, outcome.file, overwrite=saving.overwrite)
+            path = None
+            if saving is not None:
+                path = self._models.save(saving.model_id, outcome.file, overwrite=saving.overwrite)
         except BaseException:
             job.wait_for(self._registry.remove(job.run_id))
             raise

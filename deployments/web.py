@@ -27,7 +27,7 @@ of their route: `{"status": "error", "error": …}` from train and distil, `{"de
 for `Accept: application/problem+json`; each carries `X-Request-ID`, `X-Error-Code` and `X-Error-Type`."""
 
 
-def build_web_app(service: Service) -> FastAPI:
+def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     """Everything that answers HTTP."""
     settings = service.settings
     tokens = Tokens.configured(settings)
@@ -37,7 +37,9 @@ def build_web_app(service: Service) -> FastAPI:
         description=DESCRIPTION,
         redoc_url=None,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
-        middleware=[Middleware(Edge, tokens=tokens, limits=settings.limits)],
+        middleware=[
+            Middleware(Edge, tokens=tokens, limits=settings.limits, sends_request_id=not behind_serve)
+        ],
     )
     example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
     for router in (

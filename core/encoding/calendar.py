@@ -131,25 +131,22 @@ def _hour(parts: dict[str, str | None]) -> int:
     return hour if half is None else hour % 12 + (12 if half.lower() == "pm" else 0)
 
 
-def choose_format(texts: Sequence[str], counts: np.ndarray, sample: int = 10_000) -> tuple[str, float]:
-    """The format that reads the most values, the earlier candidate on a tie, and the share that it reads.
+def choose_format(texts: Sequence[str], counts: np.ndarray) -> str:
+    """The format that reads the most values, the earlier candidate on a tie.
 
     Args:
-        texts: Distinct values; where there are more than ``sample``, that many evenly spaced ones decide.
-        counts: How often each occurs; at least one is positive.
+        texts: Distinct values.
+        counts: How often each occurs.
     """
-    step = max(1, -(-len(texts) // sample))
-    seen, weights = texts[::step], counts[::step]
-    best, best_share = ISO, -1.0
+    best, most = ISO, -1
     for name in _TEXT_FORMATS:
         parse = text_parser(name)
-        read = np.fromiter((parse(text) != NULL for text in seen), bool, len(seen))
-        share = float(weights[read].sum() / weights.sum())
-        if share > best_share:
-            best, best_share = name, share
-        if share == 1.0:
+        read = np.fromiter((parse(text) != NULL for text in texts), bool, len(texts))
+        if (total := int(counts[read].sum())) > most:
+            best, most = name, total
+        if read.all():
             break
-    return best, best_share
+    return best
 
 
 def calendar_parts(seconds_N: np.ndarray) -> np.ndarray:

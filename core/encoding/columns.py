@@ -19,7 +19,7 @@ class ColumnSpec:
         date_format: A member of ``calendar.FORMATS``; date columns only.
         parts: The calendar parts that varied in training; date columns only.
         has_nulls: Nulls occurred in training, so that they have a feature.
-        idle: The value (numeric, boolean) or the bucket (categorical) was 0 in every training row.
+        idle: The value (or, of a categorical column, the bucket) was 0 in every training row.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Layout:
 
     def idle_features(self) -> np.ndarray:
         """Indices of the features that were 0 in every training row, int64, sorted."""
-        idle = [p.start for p in (*self.numeric, *self.boolean) if p.spec.idle]
+        idle = [p.start for p in self.valued if p.spec.idle]
         idle += [p.start + len(p.spec.categories) for p in self.categorical if p.spec.idle]
         return np.array(idle, np.int64)
 

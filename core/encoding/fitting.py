@@ -15,6 +15,8 @@ from core.errors import DatasetError
 
 # A text column with more distinct values per row than this names rows; it does not describe them.
 _NAMING_SHARE: Final = 0.95
+# So many distinct texts, evenly spaced through the column, decide on the format of its dates.
+_FORMAT_SAMPLE: Final = 10_000
 # Unix seconds of 1973 to 2286 and back to 1653: neither years, nor days such as 20240131, nor milliseconds.
 _UNIX_RANGE: Final = (1e8, 1e10)
 
@@ -83,7 +85,7 @@ def _fit_column(
 ) -> _Fitted:
     match kind_of(name, column.type):
         case "date":
-            return _fit_date(name, column, rows, calendar.ISO)
+            return _fit_date(name, reading.moments(column, name, calendar.ISO)[rows], calendar.ISO)
         case "numeric":
             return _fit_unix(name, column, rows) if dated else _fit_numeric(name, column, rows)
         case "categorical":
@@ -152,32 +154,32 @@ def _fit_boolean(name: str, column: pa.ChunkedArray, rows: np.ndarray) -> _Fitte
     )
 
 
-def _fit_date(name: str, column: pa.ChunkedArray, rows: np.ndarray, date_format: str) -> _Fitted:
-    seconds = reading.moments(column, name, date_format)[rows]
+def _fit_date(name: str, seconds: np.ndarray, date_format: str, warning: str | None = None) -> _Fitted:
     parts = calendar.calendar_parts(seconds)
     known = ~np.isnan(parts[0])
     null_count = len(seconds) - int(np.count_nonzero(known))
     if null_count == len(seconds):
         raise _Useless("it has no values in the training rows")
-    summaries = [summarise(part[known], null_count) for part in parts]
-    kept = [(part, s) for part, s in zip(calendar.PARTS, summaries, strict=True) if not s.constant]
-    if not kept:
+    summaries = {p: summarise(part[known], null_count) for p, part in zip(calendar.PARTS, parts, strict=True)}
+    kept = tuple(part for part, summary in summaries.items() if not summary.constant)
+    idle = not kept
+    if idle and not null_count:
         raise _Useless("it has one value")
-    names = tuple(part for part, _ in kept)
-    spec = ColumnSpec(name, "date", date_format=date_format, parts=names, has_nulls=null_count > 0)
-    return _Fitted(spec, tuple(summary for _, summary in kept))
+    kept = kept or calendar.PARTS[:1]
+    spec = ColumnSpec(name, "date", (), date_format, kept, has_nulls=null_count > 0, idle=idle)
+    return _Fitted(spec, tuple(summaries[part] for part in kept), warning)
 
 
 def _fit_unix(name: str, column: pa.ChunkedArray, rows: np.ndarray) -> _Fitted:
-    values = np.abs(reading.numbers(column, name)[rows].astype(np.float64))
-    known = values[np.isfinite(values)]
+    values = reading.numbers(column, name)[rows].astype(np.float64)
+    known = np.abs(values[np.isfinite(values)])
     low, high = _UNIX_RANGE
     if 2 * np.count_nonzero((known >= low) & (known < high)) < len(known):
         raise DatasetError(
             f"Date column {name!r} must be text or Unix seconds, however it holds other numbers; convert it.",
             column=name,
         )
-    return _fit_date(name, column, rows, calendar.UNIX)
+    return _fit_date(name, reading.unix_moments(values), calendar.UNIX)
 
 
 def _fit_date_text(name: str, column: pa.ChunkedArray, rows: np.ndarray) -> _Fitted:
@@ -185,29 +187,27 @@ def _fit_date_text(name: str, column: pa.ChunkedArray, rows: np.ndarray) -> _Fit
     seen = np.flatnonzero(counts)
     if not seen.size:
         raise _Useless("it has no values in the training rows")
-    date_format, _ = calendar.choose_format(distinct.take(pa.array(seen)).to_pylist(), counts[seen])
-    total, read = int(counts.sum()), _readable(name, column, rows, date_format)
+    sample = seen[:: -(-len(seen) // _FORMAT_SAMPLE)]
+    date_format = calendar.choose_format(distinct.take(pa.array(sample)).to_pylist(), counts[sample])
+    seconds = reading.moments(column, name, date_format)[rows]
+    total, read = int(counts.sum()), int(np.count_nonzero(seconds != calendar.NULL))
     if 2 * read < total:
         raise DatasetError(
             f"Date column {name!r} must hold dates, however only {read:,} of {total:,} values are; "
             "take it out of date_columns.",
             column=name,
         )
-    fitted = _fit_date(name, column, rows, date_format)
-    if read == total:
-        return fitted
     odd = f"{total - read:,} of {total:,} values are not dates ({date_format})"
-    return _Fitted(fitted.spec, fitted.summaries, f"Column {name!r}: {odd} and count as null.")
-
-
-def _readable(name: str, column: pa.ChunkedArray, rows: np.ndarray, date_format: str) -> int:
-    return int(np.count_nonzero(reading.moments(column, name, date_format)[rows] != calendar.NULL))
+    return _fit_date(
+        name, seconds, date_format, None if read == total else f"Column {name!r}: {odd} and count as null."
+    )
 
 
 def _count_values(column: pa.ChunkedArray, rows: np.ndarray) -> tuple[np.ndarray, pa.Array]:
     """How often each of the distinct values occurs in the training rows; nulls are left out."""
     codes, distinct = reading.dictionary_codes(column)
-    if distinct.null_count or len(pc.unique(distinct)) < len(distinct):
+    given = pa.types.is_dictionary(column.type)
+    if given and (distinct.null_count or len(pc.unique(distinct)) < len(distinct)):
         codes, distinct = reading.dictionary_codes(column.cast(column.type.value_type))
     return np.bincount(codes[rows], minlength=len(distinct) + 1)[: len(distinct)], distinct
 

@@ -107,14 +107,14 @@ def category_codes(column: Column, name: str, categories: Sequence[str]) -> np.n
     if is_text(kind):
         codes = _native(_positions(column, categories))
         if column.null_count:
-            codes[_native(column.is_null())] = MISSING
+            codes = np.where(_native(column.is_null()), MISSING, codes)
         return codes
     if pa.types.is_dictionary(kind) and is_text(kind.value_type):
         codes, distinct = dictionary_codes(column)
-        positions = np.append(_native(_positions(distinct, categories)), np.int32(MISSING))
+        positions = _native(_positions(distinct, categories))
         if distinct.null_count:
-            positions[:-1][_native(distinct.is_null())] = MISSING
-        return np.take(positions, codes)
+            positions = np.where(_native(distinct.is_null()), MISSING, positions)
+        return np.take(np.append(positions, MISSING), codes)
     return _by_distinct_value(column, name, codes_of, np.dtype(np.int64), MISSING)
 
 
@@ -149,6 +149,8 @@ def dictionary_codes(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa
     if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
     if isinstance(column, pa.ChunkedArray):
+        if any(chunk.dictionary.null_count for chunk in column.chunks):  # Arrow cannot unify those
+            column = column.cast(column.type.value_type).dictionary_encode()
         column = column.combine_chunks()
     codes = column.indices.cast(pa.int32())
     if codes.null_count:

@@ -8,6 +8,7 @@ import numpy as np
 # Training values lie within sqrt(rows) standard deviations, so the limit touches none of them in any table of
 # fewer than 1e12 rows; it keeps absurd inputs finite in float32.
 LIMIT: Final = 1e6
+_TINY: Final = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def summarise(values_N: np.ndarray, null_count: int) -> Summary:
     deviations -= shift
     variance = (float(np.dot(deviations, deviations)) + null_count * shift**2) / total
     mean, std = np.ldexp([median + shift, variance**0.5], exponent)
+    std = max(std, _TINY)  # the deviation of subnormal numbers may round to 0
     return Summary(float(np.ldexp(median, exponent)), float(mean), float(std), constant=False)
 
 
@@ -77,8 +79,9 @@ class Scaling:
         if not finite.all():
             nulls = ~finite
             np.copyto(values_VN, medians_V1, where=nulls)
-        np.subtract(values_VN, means_V1, out=values_VN)
-        np.divide(values_VN, stds_V1, out=values_VN)
+        with np.errstate(over="ignore"):
+            np.subtract(values_VN, means_V1, out=values_VN)
+            np.divide(values_VN, stds_V1, out=values_VN)
         np.minimum(values_VN, LIMIT, out=values_VN)
         np.maximum(values_VN, -LIMIT, out=values_VN)
         features_NV[...] = values_VN.T

@@ -1,6 +1,7 @@
 """An encoder as JSON and arrays, and back; nothing that is read is trusted."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Final, get_args
 
 import numpy as np
@@ -10,6 +11,7 @@ from core.encoding.columns import ColumnKind, ColumnSpec, Layout
 from core.encoding.scaling import Scaling
 from core.errors import BundleError
 
+_FIELDS: Final = {field.name for field in fields(ColumnSpec)}
 _ARRAYS: Final = ("medians", "means", "stds")
 _KINDS: Final[tuple[ColumnKind, ...]] = get_args(ColumnKind)
 
@@ -19,22 +21,14 @@ def dump(
 ) -> tuple[dict[str, object], dict[str, np.ndarray]]:
     """The inverse of ``load``; categories are JSON strings, statistics float64 arrays."""
     header: dict[str, object] = {
-        "columns": [_dump_column(spec) for spec in columns],
+        "columns": [asdict(spec, dict_factory=_json_values) for spec in columns],
         "warnings": list(warnings),
     }
     return header, {"medians": scaling.medians, "means": scaling.means, "stds": scaling.stds}
 
 
-def _dump_column(spec: ColumnSpec) -> dict[str, object]:
-    return {
-        "name": spec.name,
-        "kind": spec.kind,
-        "categories": list(spec.categories),
-        "date_format": spec.date_format,
-        "parts": list(spec.parts),
-        "has_nulls": spec.has_nulls,
-        "idle": spec.idle,
-    }
+def _json_values(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in pairs}
 
 
 def load(
@@ -50,8 +44,8 @@ def load(
 
 
 def _load_column(entry: object) -> ColumnSpec:
-    if not isinstance(entry, Mapping):
-        raise _misfit("a column is not an object")
+    if not isinstance(entry, Mapping) or entry.keys() != _FIELDS:
+        raise _misfit("a column has other fields")
     name, date_format = entry.get("name"), entry.get("date_format")
     has_nulls, idle = entry.get("has_nulls"), entry.get("idle")
     kind = next((known for known in _KINDS if known == entry.get("kind")), None)

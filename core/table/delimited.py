@@ -150,16 +150,20 @@ class _Source:
         and Arrow says nothing about such a quote.
         """
         tail = "\n" + self.delimiter.join(["NA"] * len(self.names)) + "\n"
+        held, failure = None, None
         with TextSource(self.open_file, tail=tail.encode()) as text:
             try:
                 options = _convert_options(types)
-                held = None
                 for batch in _open_csv(text, self.delimiter, options, block_bytes=block_bytes):
                     if held is not None:
                         yield held
                     held = batch if batch.num_rows else held
             except pa.ArrowInvalid as error:
-                raise self._translated(str(error)) from None
+                failure = str(error)
+        if failure is not None:
+            if held is not None:
+                yield held  # whoever has enough of the table now never meets the fault behind it
+            raise self._translated(failure)
         if held is None or any(column[-1].is_valid for column in held.columns):
             raise _fault(self.open_file, self.delimiter)
         yield held.slice(0, held.num_rows - 1)
@@ -225,8 +229,9 @@ def _inferred(batch: pa.RecordBatch) -> pa.Schema:
 
 
 def _readable(kind: pa.DataType) -> pa.DataType:
-    """A column of times is text: a CSV file does not say that it meant more."""
-    return pa.string() if pa.types.is_time(kind) or pa.types.is_binary(kind) else kind
+    """A column of times is text, as CSV does not say that it is more; so is one that will not decode."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.string() if pa.types.is_time(values) or pa.types.is_binary(values) else kind
 
 
 def _joined(first: pa.DataType, second: pa.DataType) -> pa.DataType:

@@ -25,7 +25,8 @@ from core.table.columns import (
 from core.table.locate import json_fault
 from core.table.text import TextSource
 
-_CHUNK_BYTES = 1 << 21  # also the longest line
+_BLANK_LINE = re.compile(rb"^[ \t\r]*\n", re.MULTILINE)
+_CHUNK_BYTES = 1 << 20  # also the longest line
 _MAX_DEPTH = 100
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _DEPTH = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -105,9 +106,8 @@ def _parsed(chunk: bytes, options: json.ParseOptions) -> pa.RecordBatch:
     for column in batch.columns:
         if pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column), min_count=0).as_py():
             raise pa.ArrowInvalid("NaN or Infinity")
-    if batch.num_rows != chunk.count(b"\n") and batch.num_rows != sum(
-        not line.isspace() for line in chunk.splitlines(keepends=True)
-    ):
+    lines = chunk.count(b"\n") + (not chunk.endswith(b"\n")) - len(_BLANK_LINE.findall(chunk))
+    if batch.num_rows != lines:
         raise pa.ArrowInvalid("objects and lines differ")
     return batch
 

@@ -16,7 +16,6 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 _UNDECODED = re.compile("[\udc80-\udcff]")
-_ADVICE = "Text must be UTF-8, or UTF-16 with a byte order mark"
 
 
 class TextSource(io.RawIOBase):
@@ -41,6 +40,8 @@ class TextSource(io.RawIOBase):
         self._tail = tail
         self._left = limit
         self._lines = 1
+        self._ready = b""
+        self._ended = False
         head = self._file.read(_PEEK_BYTES)
         mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
         encoding = _MARKS.get(mark)
@@ -54,15 +55,15 @@ class TextSource(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        """Read exactly ``size`` bytes unless the end comes first, so that blocks end where they always do."""
         with self._lock:
             if self.closed:
                 return b""
-            wanted = size if self._left is None else min(size, self._left)
-            data = self._read(wanted) if wanted else b""
+            if self._left is not None:
+                size = min(size, self._left)
+            data = self._take(size)
             if self._left is not None:
                 self._left -= len(data)
-            if not data and self._left != 0:
-                data, self._tail = self._tail, b""
             return data
 
     # RawIOBase is buffered through this one
@@ -77,19 +78,22 @@ class TextSource(io.RawIOBase):
                 self._file.close()
             super().close()
 
-    def _read(self, size: int) -> bytes:
-        if self._decoder is None:
-            return bytes(self._file.read(size))
-        # two bytes of UTF-16 are at most three of UTF-8
-        while data := self._file.read(max(size // 2, 4)):
-            if text := self._transcoded(data, final=False):
-                return text
-        return self._transcoded(b"", final=True)
+    def _take(self, size: int) -> bytes:
+        parts = [self._ready]
+        length = len(self._ready)
+        while length < size and not self._ended:
+            raw = self._file.read(size - length)
+            self._ended = not raw
+            data = raw if self._decoder is None else self._transcoded(self._decoder, raw)
+            parts.append(data + self._tail if self._ended else data)
+            length += len(parts[-1])
+        data = b"".join(part for part in parts if part)
+        self._ready = data[size:]
+        return data if length <= size else data[:size]
 
-    def _transcoded(self, data: bytes, *, final: bool) -> bytes:
-        assert self._decoder is not None  # noqa: S101
+    def _transcoded(self, decoder: codecs.IncrementalDecoder, data: bytes) -> bytes:
         try:
-            text = self._decoder.decode(data, final)
+            text = decoder.decode(data, not data)
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode(error.encoding, "ignore")
             raise _encoding_error(self._lines + before.count("\n")) from None
@@ -112,4 +116,6 @@ def physical_lines(open_file: Opener) -> Iterator[str]:
 
 
 def _encoding_error(line: int) -> DatasetError:
-    return DatasetError(f"{_ADVICE}, and line {line} is not; save the file as UTF-8.", line=line)
+    return DatasetError(
+        f"Text must be UTF-8, or UTF-16 with its mark, and line {line} is not; save it as UTF-8.", line=line
+    )

@@ -60,7 +60,9 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         """Trains a model on a table and keeps it as a run."""
         return await answer("train", request)
 
-    @router.post("/distill", openapi_extra=_body("distill", distill_example(example_dataset)), responses=_ERRORS)
+    @router.post(
+        "/distill", openapi_extra=_body("distill", distill_example(example_dataset)), responses=_ERRORS
+    )
     async def distill(request: Request) -> Response:
         """Trains a student a fraction of its teacher's size on the teacher's outputs."""
         return await answer("distill", request)
@@ -111,7 +113,12 @@ def _body(kind: JobKind, example: dict[str, object]) -> dict[str, object]:
         "required": ["target_column"],
         "properties": {name: known.get(name, {"type": "string"}) for name in ordered},
     }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }
 
 
 def _number(number: NumberField) -> dict[str, object]:

@@ -77,7 +77,9 @@ def model_routes(service: Service) -> APIRouter:
     def get_model(model_id: ModelId) -> JSONResponse:
         model = models.get(model_id)
         header = model.header
-        details = {name: header[name] for name in ("schema", "metrics", "lineage", "settings", "architecture")}
+        details = {
+            name: header[name] for name in ("schema", "metrics", "lineage", "settings", "architecture")
+        }
         return JSONResponse(model_summary(model) | details)
 
     @router.delete("/{model_id}", status_code=204)
@@ -128,4 +130,6 @@ def iso(seconds: float) -> str:
 
 
 def download(data: bytes | memoryview, name: str, media_type: str) -> Response:
-    return Response(bytes(data), media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    return Response(
+        bytes(data), media_type=media_type, headers={"Content-Disposition": f'attachment; filename="{name}"'}
+    )

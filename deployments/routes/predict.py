@@ -12,6 +12,8 @@ from deployments.predict_call import PredictCall, packed
 from deployments.routes.examples import predict_example
 from deployments.service import Service
 
+CURL_DEFAULT = "application/x-www-form-urlencoded"  # what ``curl -d`` says of JSON
+
 _BODIES = {
     "requestBody": {
         "required": True,
@@ -37,8 +39,12 @@ def predict_routes(service: Service) -> APIRouter:
         Tables are answered as tables; their warnings come in the header ``X-Warnings`` as a JSON list.
         """
         media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+        if media_type == CURL_DEFAULT:
+            media_type = JSON
         if media_type != JSON and media_type not in TABLES:
-            raise RequestError(f"Content-Type must be one of {JSON}, {', '.join(TABLES)}; got {media_type!r:.80}.")
+            raise RequestError(
+                f"Content-Type must be one of {JSON}, {', '.join(TABLES)}; got {media_type!r:.80}."
+            )
         body = packed(await request.body())
         call = PredictCall(body, media_type, request.headers.get("accept"), run_id, model_id)
         answer = await service.run_predict(call)
