@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import numpy as np
 import ray
@@ -294,21 +294,17 @@ class RegistryClient:
 
     def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
         registry = self._settings.registry
-        actor: ActorHandle[BundleRegistry] = (
-            ray.remote(BundleRegistry)
-            .options(
-                name=registry.name,
-                namespace=registry.namespace,
-                get_if_exists=True,
-                lifetime="detached",
-                max_restarts=-1,
-                max_task_retries=0,
-                num_cpus=0.05,
-                max_concurrency=1000,
-            )
-            .remote(configuration)
+        actor_class = ray.remote(BundleRegistry).options(
+            name=registry.name,
+            namespace=registry.namespace,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=0,
+            num_cpus=0.05,
+            max_concurrency=1000,
         )
-        return actor
+        return cast("ActorHandle[BundleRegistry]", actor_class.remote(configuration))
 
 
 def run_not_found(run_id: str) -> RunNotFoundError:

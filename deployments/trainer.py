@@ -70,7 +70,7 @@ class Trainer:
         ends, only when the thread has really stopped. Nothing is stored then.
 
         Yields:
-            ``started``, epochs at most every ``REPORT_EVERY_S``, and last the ``result``: the body of the answer.
+            ``started``, epochs at most every ``REPORT_EVERY_S``, and last the ``result`` with the answer's body.
 
         Raises:
             StillhouseError: every failure as one; whatever else goes wrong is a TrainingError.
@@ -196,7 +196,7 @@ class _Job:
 def _runtime_error() -> str | None:
     try:
         importlib.import_module("torch")
-    except Exception as error:  # a broken installation raises what it likes
+    except Exception as error:  # noqa: BLE001  # a broken installation raises what it likes
         return without_paths(f"{type(error).__name__}: {error}")
     return None
 

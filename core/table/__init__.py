@@ -131,7 +131,10 @@ def inspect_table(
 
 
 def preview_table(open_file: Opener, format: Format, rows: int) -> pa.Table:  # noqa: A002
-    """Read the first ``rows`` rows, with types as these rows have them; what follows is not validated."""
+    """Read the first ``rows`` rows, with types as the beginning of the file has them.
+
+    What follows is neither validated nor considered: types can differ from those of the whole table.
+    """
     return _reader(format, None).preview(open_file, rows)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import AsyncGenerator
-
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -50,9 +49,10 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
             return StreamingResponse(_events(first, reports), media_type=EVENT_STREAM)
+        last = first
         async with contextlib.aclosing(reports):
-            async for last in reports:
-                pass
+            async for report in reports:
+                last = report
         return JSONResponse(last["body"])
 
     @router.post("/train", openapi_extra=_body("train", train_example(example_dataset)), responses=_ERRORS)

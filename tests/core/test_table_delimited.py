@@ -348,11 +348,12 @@ def test_a_preview_reads_the_beginning_of_the_file_only():
 
 
 @pytest.mark.parametrize("fault", ["x,y\n", "1,2,3\n"])
-def test_a_preview_is_not_touched_by_what_comes_after_it(fault):
-    rows = preview_table(opener("a,b\n" + "1,x\n" * 300_000 + fault * 300_000), "csv", 3)
-    assert rows.to_pydict() == {"a": [1] * 3, "b": ["x"] * 3}
-    late = preview_table(opener("a,b\n" + "1,x\n" * 30_000 + "y,x\n" * 30_000), "csv", 30_000)
-    assert late["a"].to_pylist() == [1] * 30_000
+@pytest.mark.parametrize("rows", [3, 17_500])
+def test_a_preview_is_not_touched_by_what_comes_after_it(fault, rows):
+    filler = "f" * 67
+    data = "a,b\n" + f"1,{filler}\n" * 20_000 + fault
+    table = preview_table(opener(data), "csv", rows)
+    assert table.to_pydict() == {"a": [1] * rows, "b": [filler] * rows}
 
 
 def test_a_preview_of_more_rows_than_there_are_is_the_table():
