@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from core import storage as storage_module
 from core.errors import DataTargetError, RequestError, StorageError
 from core.paths import is_name, resolve_within
 from core.storage import Storage
@@ -610,7 +609,7 @@ def test_sole_exclusive_writer_wins_in_spite_of(trouble, s3, s3_storage):
 
 def test_large_objects_are_copied_in_parts(s3_storage, monkeypatch):
     part_bytes = 5 * 2**20  # S3 allows none that is smaller
-    monkeypatch.setattr(storage_module, "_COPY_PART_BYTES", part_bytes)
+    monkeypatch.setattr("core.storage.bucket._COPY_PART_BYTES", part_bytes)
     content = bytes(range(250)) * (2 * part_bytes // 250 + 1)
     s3_storage.write("a", content)
     s3_storage.copy("a", "b")
