@@ -89,9 +89,10 @@ class Bundle:
         header = read_header(bytes(data[: 8 + header_length(data)]))
         try:
             tensors = load_tensors(bytes(data))
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+            intact = header.pop("sha256", None) == _checksum(header, tensors)
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(_DAMAGED) from error
-        if header.pop("sha256", None) != _checksum(header, tensors):
+        if not intact:
             raise BundleError(
                 "The model file does not match its checksum: it was damaged; restore or retrain."
             )

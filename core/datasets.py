@@ -115,7 +115,16 @@ class DatasetCatalogue:
         """Datasets by id."""
         ids = [name.split("/")[1] for name in self._storage.names("datasets", "/info.json")]
         page = paginate(ids, str, limit, cursor)
-        return Page([self.get(dataset_id) for dataset_id in page.data], page.next_cursor)
+        return Page(
+            [found for dataset_id in page.data if (found := self._find(dataset_id))], page.next_cursor
+        )
+
+    def _find(self, dataset_id: str) -> Dataset | None:
+        """None where it was deleted a moment ago."""
+        try:
+            return self.get(dataset_id)
+        except DatasetNotFoundError:
+            return None
 
     def delete(self, dataset_id: str) -> None:
         """Raises DatasetNotFoundError."""

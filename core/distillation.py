@@ -23,6 +23,7 @@ from core.pipeline import (
     dropped_warning,
     evaluate,
     feature_columns,
+    listed,
     load_rows,
     place,
     run,
@@ -34,7 +35,7 @@ from core.prediction import Predictor, as_prediction
 from core.schema import column_infos, describe
 from core.table import Opener
 from core.target import encode_target
-from core.training import Stop, choose_device, loss_on, outputs_of
+from core.training import Stop, choose_device, outputs_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     network.to(device)
     hard = cross_entropy(data.target) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
-    schedule = schedule_of(request, len(split.train))
+    schedule = schedule_of(request, len(split.train), architecture)
     epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
     trained = time.perf_counter()
 
@@ -115,7 +116,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     student_outputs = outputs_of(network, data.features)
     comparison = {
         **_sizes(teacher, architecture, len(file), predictor.parameter_count, count_parameters(network)),
-        **_agreement(bundle, master, student_outputs, teacher_outputs, data, predictor, hard),
+        **_agreement(bundle, master, student_outputs, teacher_outputs, data, hard),
     }
     return Outcome(
         bundle=bundle,
@@ -159,7 +160,7 @@ def _check_request_fits(request: DistillRequest, teacher: Bundle) -> None:
         )
     if request.target_column in {column.name for column in teacher.encoder.columns}:
         raise ParameterError(
-            f"target_column must not be a column that the teacher reads, got {request.target_column!r}",
+            f"target_column must not be a column that the teacher reads, got {request.target_column!r:.60}",
             field="target_column",
         )
 
@@ -167,8 +168,9 @@ def _check_request_fits(request: DistillRequest, teacher: Bundle) -> None:
 def _check_columns(columns: Mapping[str, object], teacher: Bundle) -> None:
     missing = [column.name for column in teacher.encoder.columns if column.name not in columns]
     if missing:
-        names = ", ".join(map(repr, missing))
-        raise DatasetError(f"The teacher needs columns that the data lacks: {names}", missing=missing)
+        raise DatasetError(
+            f"The teacher needs columns that the data lacks: {listed(missing)}", missing=missing
+        )
 
 
 def _objective(
@@ -208,7 +210,6 @@ def _agreement(
     student_outputs_NC: torch.Tensor,
     teacher_outputs_NC: torch.Tensor,
     data: Prepared,
-    predictor: Predictor,
     hard: Objective,
 ) -> dict[str, object]:
     """Fidelity, and the teacher's own metrics on the same test rows, with the loss on the labels alone."""
@@ -216,10 +217,9 @@ def _agreement(
     of_teacher = as_prediction(teacher, teacher_outputs_NC.cpu().numpy()[test])
     of_student = as_prediction(student, student_outputs_NC.cpu().numpy()[test])
 
-    def loss(rows: np.ndarray) -> float | None:
-        return loss_on(
-            predictor.network, hard, data.features, torch.as_tensor(rows, device=data.features.device)
-        )
+    def loss(rows: np.ndarray) -> float:
+        positions = torch.as_tensor(rows, device=data.features.device)
+        return float(hard(teacher_outputs_NC[positions], positions))
 
     return {
         "fidelity": fidelity(of_student, of_teacher),

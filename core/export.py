@@ -1,8 +1,8 @@
 """Bundles in formats that other programs run: ONNX and TorchScript.
 
-Both take the encoded features, float32 (N, F), and give probabilities (N, C), or predictions (N,) in the
-target's units. What the features are, and the whole encoder, travels inside the file as JSON under the name
-``stillhouse``.
+Both take the encoded features, float32 (N, F), and give probabilities (N, C), float32, or predictions (N,) in
+the target's units, float64. What the features are, and the whole encoder, travels inside the file as JSON
+under the name ``stillhouse``.
 """
 
 import io
@@ -36,7 +36,7 @@ class ExportedModel(nn.Module):
         outputs: Tensor = self.network(features)
         if self.classification:
             return torch.softmax(outputs / self.temperature, dim=1)
-        return outputs.squeeze(1) * self.std + self.mean
+        return outputs.squeeze(1).double() * self.std + self.mean
 
 
 def to_onnx(bundle: Bundle) -> bytes:

@@ -1,5 +1,6 @@
 """Stillhouse without a cluster: train, distil, save and load with files of this machine."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -7,9 +8,9 @@ from typing import cast
 import pyarrow as pa
 
 from core.bundles import Bundle
-from core.contract import DataSource, TeacherSource, validate_distill, validate_train
+from core.contract import DataSource, Saving, TeacherSource, validate_distill, validate_train
 from core.distillation import Teacher, distill
-from core.errors import DataTargetError, ModelNotFoundError, TeacherSourceError
+from core.errors import DataTargetError, ModelNotFoundError, ParameterError, TeacherSourceError
 from core.pipeline import Outcome, Work, train
 from core.table import format_of
 from core.training import EpochReport
@@ -28,13 +29,14 @@ def train_model_from_file(
         fields: As in the contract's section 4: ``training_mode="tabresnet"``, ``epochs=50`` …
 
     Returns:
-        The bundle and its metrics.
+        The bundle and its metrics. What there is to say besides comes as Python warnings.
 
     Raises:
         StillhouseError: of a field or of the data; nothing is written.
     """
     payload = {**fields, "data_path": str(data_path), "target_column": target_column}
     request = validate_train(payload, _LocalLookups())
+    _check_saves_nothing(request.saving)
     outcome = _run(train(request, _opener(request.data), _never), progress)
     return outcome.bundle, outcome.bundle.metrics
 
@@ -68,6 +70,7 @@ def distill_model_from_file(
         "teacher_model_path": label,
     }
     request = validate_distill(payload, _LocalLookups())
+    _check_saves_nothing(request.saving)
     file = teacher.to_bytes() if isinstance(teacher, Bundle) else _read_teacher(Path(teacher))
     master = Teacher(Bundle.from_bytes(file), len(file), {"path": Path(label).name})
     outcome = _run(distill(request, _opener(request.data), master, _never), progress)
@@ -119,6 +122,11 @@ class _LocalLookups:
         pass
 
 
+def _check_saves_nothing(saving: Saving | None) -> None:
+    if saving is not None:
+        raise ParameterError("save_model needs a service: use save_bundle", field="save_model")
+
+
 def _read_teacher(path: Path) -> bytes:
     if not path.is_file():
         raise TeacherSourceError(f"teacher must be a bundle or the file of one, got {path.name!r}")
@@ -138,6 +146,10 @@ def _run(work: Work, progress: Progress | None) -> Outcome:
         try:
             report = next(work)
         except StopIteration as end:
-            return cast(Outcome, end.value)
+            outcome = cast(Outcome, end.value)
+            break
         if progress is not None:
             progress(report)
+    for warning in outcome.warnings:
+        warnings.warn(warning, stacklevel=3)
+    return outcome

@@ -1,8 +1,9 @@
 """Table in, bundle out: the work of one train request. Axes: N rows, F features, C outputs."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from core.architecture import design
+from core.architecture import Architecture, design
 from core.bundles import Bundle
 from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
@@ -33,13 +34,14 @@ from core.training import (
     Stop,
     choose_batch_size,
     choose_device,
+    divergence_error,
     fit,
     loss_on,
     outputs_of,
     threads_for,
 )
 
-VALIDATION_SHARE = 0.15
+VALIDATION_SHARE = 0.1
 LABEL_SMOOTHING = 0.05
 TEMPERATURE_SPREAD = 0.25  # standard deviation of log T before any row is seen
 
@@ -132,7 +134,7 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
     initialise(network, request.random_seed, encoder.never_active())
     network.to(device)
     objective = _objective(request, data, classes, features, stop)
-    schedule = schedule_of(request, len(split.train))
+    schedule = schedule_of(request, len(split.train), architecture)
     epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
     trained = time.perf_counter()
 
@@ -188,7 +190,7 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
     absent = [name for name in named if name not in table.column_names]
     if absent:
         raise DatasetError(
-            f"The data has no column {', '.join(map(repr, absent))}; it has {_listed(table.column_names)}.",
+            f"The data has no column {listed(absent)}; it has {listed(table.column_names)}.",
             missing=absent,
         )
     return table
@@ -215,24 +217,34 @@ def target_scale(target: Target, split: Split) -> tuple[float, float]:
     if target.classes:
         return 0.0, 1.0
     values = target.values[split.train]
-    return float(values.mean()), float(values.std()) or 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(values.mean()), float(values.std()) or 1.0
 
 
 def place(
     features: np.ndarray, target: Target, split: Split, scale: tuple[float, float], device: torch.device
 ) -> Prepared:
-    """Puts the data on the device once; on the CPU the features are not copied."""
+    """Puts the data on the device once; on the CPU the features are not copied.
+
+    Raises:
+        DatasetError: if targets leave the range of float32 once standardised.
+    """
     mean, std = scale
-    values = target.values if target.classes else ((target.values - mean) / std).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = target.values if target.classes else ((target.values - mean) / std).astype(np.float32)
+    if not np.isfinite([mean, std]).all() or not np.isfinite(values).all():
+        raise DatasetError("The target has values too extreme to learn from: rescale or remove them.")
     return Prepared(
         split, torch.as_tensor(features).to(device), target.values, torch.as_tensor(values).to(device)
     )
 
 
-def schedule_of(request: TrainRequest | DistillRequest, train_rows: int) -> Schedule:
+def schedule_of(
+    request: TrainRequest | DistillRequest, train_rows: int, architecture: Architecture
+) -> Schedule:
     return Schedule(
         epochs=request.epochs,
-        batch_size=request.batch_size or choose_batch_size(train_rows),
+        batch_size=request.batch_size or choose_batch_size(train_rows, batch_norm=architecture.batch_norm),
         learning_rate=request.learning_rate,
         patience=request.early_stopping_patience,
         seed=request.random_seed,
@@ -252,17 +264,23 @@ def run(
 
 
 def evaluate(bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared) -> dict[str, object]:
-    """``metrics`` of the contract, on the test rows."""
+    """``metrics`` of the contract, on the test rows.
+
+    Raises:
+        TrainingError: if they are not finite, for the last step or a test row went too far.
+    """
     device = data.features.device
     test = torch.as_tensor(data.split.test, device=device)
     outputs = outputs_of(network, data.features, test).cpu().numpy()
+    train_loss = loss_on(network, objective, data.features, torch.as_tensor(data.split.train, device=device))
+    test_loss = loss_on(network, objective, data.features, test)
+    if not all(loss is None or math.isfinite(loss) for loss in (train_loss, test_loss)):
+        raise divergence_error()
     return report(
         as_prediction(bundle, outputs),
         data.truth[data.split.test],
-        train_loss=loss_on(
-            network, objective, data.features, torch.as_tensor(data.split.train, device=device)
-        ),
-        test_loss=loss_on(network, objective, data.features, test),
+        train_loss=train_loss,
+        test_loss=test_loss,
     )
 
 
@@ -283,9 +301,10 @@ def dropped_warning(target: Target) -> tuple[str, ...]:
     return (f"{target.dropped} rows without a target were left out",) if target.dropped else ()
 
 
-def _listed(names: list[str], most: int = 20) -> str:
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """Names as a message may repeat them: the first few, each cut short."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + rest
+    return ", ".join(f"{name!r:.40}" for name in names[:most]) + rest
 
 
 def _check_mode_fits(mode: TrainingMode, target: Target) -> None:

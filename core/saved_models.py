@@ -10,7 +10,7 @@ from core.paging import Page, paginate
 from core.storage import Storage
 
 FOLDER = "models"
-SUFFIX = ".safetensors"
+FILE = "bundle.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class SavedModel:
 
 
 class ModelStore:
-    """Saved models in storage: ``models/<model_id>.safetensors``."""
+    """Saved models in storage: ``models/<model_id>/bundle.safetensors``."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -85,8 +85,8 @@ class ModelStore:
 
     def page(self, limit: int, cursor: str | None) -> Page[SavedModel]:
         """Models by name. Files that are no bundles are passed over: something else put them there."""
-        names = self._storage.names(FOLDER, SUFFIX)
-        ids = [name.removeprefix(f"{FOLDER}/").removesuffix(SUFFIX) for name in names]
+        names = self._storage.names(FOLDER, f"/{FILE}")
+        ids = sorted(name.removeprefix(f"{FOLDER}/").removesuffix(f"/{FILE}") for name in names)
         page = paginate(ids, str, limit, cursor)
         return Page(
             [model for model_id in page.data if (model := self._readable(model_id))], page.next_cursor
@@ -105,7 +105,7 @@ class ModelStore:
 
 
 def model_path(model_id: str) -> str:
-    return f"{FOLDER}/{model_id}{SUFFIX}"
+    return f"{FOLDER}/{model_id}/{FILE}"
 
 
 def exists_error(model_id: str) -> ModelExistsError:

@@ -3,6 +3,7 @@
 Axes: N rows of the table, F features, C outputs, B rows of a batch.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -127,18 +128,23 @@ def choose_device(wanted: str | None) -> torch.device:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted is None:
         return torch.device("cuda:0" if available else "cpu")
-    device = torch.device("cuda:0" if wanted == "cuda" else wanted)
-    if device.type == "cuda" and (device.index or 0) >= available:
+    kind, _, index = wanted.partition(":")
+    if kind == "cuda" and int(index or 0) >= available:  # torch.device("cuda:256") is cuda:0
         raise ParameterError(
             f"device {wanted} is absent where training ran ({available} CUDA devices): use cpu",
             field="device",
         )
-    return device
+    return torch.device("cuda:0" if wanted == "cuda" else wanted)
 
 
-def choose_batch_size(train_rows: int) -> int:
-    """A power of two near a fortieth of the rows, 16 … 1,024: small data needs steps, large data width."""
-    return min(1024, max(16, 1 << round(train_rows / 40).bit_length()))
+def choose_batch_size(train_rows: int, *, batch_norm: bool) -> int:
+    """A power of two near the root of the row count, 16 … 1,024; with batch normalisation twice that, from 64.
+
+    Over 15 seeds of breast_cancer, 64 rows gave 97.7 % and 32 gave 97.2: small batches have noisy statistics.
+    Without them (diabetes) 16 rows were better than 32 and 64.
+    """
+    near = math.sqrt(max(train_rows, 1)) * (2 if batch_norm else 1)
+    return int(min(1024, max(64 if batch_norm else 16, 2 ** round(math.log2(near)))))
 
 
 @contextmanager
@@ -173,11 +179,15 @@ def _run_epoch(
         optimizer.step()
         total += loss.detach() * len(rows_B)
     mean = float(total) / len(order)
-    if mean != mean or mean in (float("inf"), float("-inf")):
-        raise TrainingError(
-            "The loss is no longer finite: lower learning_rate, or check the columns for extreme values."
-        )
+    if not math.isfinite(mean):
+        raise divergence_error()
     return mean
+
+
+def divergence_error() -> TrainingError:
+    return TrainingError(
+        "The loss is no longer finite: lower learning_rate, or check the columns for extreme values."
+    )
 
 
 def _batches(order: Tensor, batch_size: int) -> list[Tensor]:

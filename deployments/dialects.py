@@ -11,6 +11,7 @@ TEACHER_NOT_FOUND: Final = "Teacher run not found or expired."
 
 # Statuses that the handler dialect knows; every other failure of a handler is 400 (seed 000).
 _HANDLER_STATUSES: Final = frozenset({400, 401, 405, 413, 429, 503})
+_LARGEST_SHOWN: Final = 10**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,9 @@ def _violations(error: StillhouseError) -> list[dict[str, object]]:
 
 
 def _scalar(value: object) -> object:
-    short = (
-        value is None
-        or isinstance(value, bool | int | float)
-        or (isinstance(value, str) and len(value) < 100)
-    )
-    return value if short else None
+    if isinstance(value, int | float):
+        return value if abs(value) < _LARGEST_SHOWN else None  # neither is NaN, which is not JSON
+    return value if isinstance(value, str) and len(value) < 100 else None
 
 
 def _headers(entry: Entry) -> dict[str, str]:

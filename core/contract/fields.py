@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -172,6 +173,6 @@ def _finite_number(given: object) -> int | float | None:
         return None
     if isinstance(given, str) and len(given) <= 64 and NUMERIC_TEXT.fullmatch(given):
         given = float(given) if not given.strip().lstrip("+-").isdigit() else int(given)
-    if isinstance(given, int) or (isinstance(given, float) and math.isfinite(given)):
+    if isinstance(given, int) and abs(given) <= sys.float_info.max:  # a larger one has no float
         return given
-    return None
+    return given if isinstance(given, float) and math.isfinite(given) else None

@@ -39,6 +39,7 @@ Payload = Mapping[str, object]
 Request = TypeVar("Request", TrainRequest, DistillRequest)
 
 TEACHER_MISSING: Final = "Give a teacher: one of teacher_run_id, teacher_model_path or teacher_model_id."
+UNKNOWN_FIELDS_SHOWN: Final = 20  # a body has room for a million, and each is compared with every name
 TEACHER_FIELDS: Final = ("teacher_run_id", "teacher_model_path", "teacher_model_id")
 
 
@@ -232,11 +233,13 @@ def _validate(
 
 
 def _unknown_fields(payload: Payload, known: set[str]) -> Iterable[str]:
-    for name in payload:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
-            yield f"unknown field {shown(name)} is ignored{hint}"
+    unknown = [name for name in payload if name not in known]
+    for name in unknown[:UNKNOWN_FIELDS_SHOWN]:
+        nearest = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        yield f"unknown field {shown(name)} is ignored{hint}"
+    if len(unknown) > UNKNOWN_FIELDS_SHOWN:
+        yield f"{len(unknown) - UNKNOWN_FIELDS_SHOWN} more unknown fields are ignored"
 
 
 def _task(payload: Payload) -> str:
