@@ -111,7 +111,7 @@ def read_header(start: bytes) -> dict[str, object]:
     try:
         metadata = json.loads(start[8 : 8 + header_length(start)])["__metadata__"]
         header = json.loads(metadata["stillhouse"])
-        found = header["format_version"]
+        found, lacks = header["format_version"], _HEADER_FIELDS - header.keys()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(_DAMAGED) from error
     if found != FORMAT_VERSION:
@@ -119,6 +119,8 @@ def read_header(start: bytes) -> dict[str, object]:
             f"The bundle has format version {found!r:.20}; this service reads version {FORMAT_VERSION}.",
             format_version=str(found)[:20],
         )
+    if lacks or not isinstance(header["metrics"], dict):
+        raise BundleError(_DAMAGED)
     return dict(header)
 
 
@@ -133,6 +135,7 @@ def header_length(start: bytes | memoryview) -> int:
 _DAMAGED: Final = (
     "The file is not a whole Stillhouse bundle (safetensors): restore it or train the model again."
 )
+_HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights"}
 _LARGEST_HEADER: Final = 100_000_000  # the limit of safetensors itself
 
 

@@ -36,7 +36,7 @@ def build(args: Settings) -> serve.Application:
         },
         ray_actor_options={
             "num_cpus": settings.trainer.cpus_per_trainer,
-            "num_gpus": gpus_per_trainer(settings),
+            "num_gpus": gpus_per_trainer(settings, ray.cluster_resources().get("GPU", 0)),
             "runtime_env": settings.trainer.runtime_env,
         },
     )(Trainer).bind(settings)
@@ -61,9 +61,7 @@ def build(args: Settings) -> serve.Application:
     return ingress.bind(settings, trainer, predictor)
 
 
-def gpus_per_trainer(settings: Settings) -> float:
+def gpus_per_trainer(settings: Settings, gpus_in_cluster: float) -> float:
     """The configured number; ``auto`` is 1 where the cluster has a GPU now, else 0."""
     wanted = settings.trainer.gpus_per_trainer
-    if wanted != "auto":
-        return wanted
-    return 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return float(gpus_in_cluster >= 1) if wanted == "auto" else wanted

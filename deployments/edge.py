@@ -94,16 +94,17 @@ class Edge:
         stripped = [(name, value) for name, value in scope["headers"] if name.lower() not in CONTROL_HEADERS]
         scope = {**scope, "headers": stripped, "state": {**scope.get("state", {}), "request_id": request_id}}
         answer = _Answer(send, request_id if self._sends_request_id else None)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
-            self._check(scope["path"], headers)
-            limit = self._body_limit(scope["path"], headers)
+            self._check(path, headers)
+            limit = self._body_limit(path, headers)
             await self._app(scope, _counted(receive, limit), answer.send)
         except StillhouseError as error:
-            await answer.fail(scope, render(error, scope["path"], headers.get("accept"), request_id))
+            await answer.fail(path, render(error, path, headers.get("accept"), request_id))
         except Exception:  # whatever it is, the client gets an answer in its dialect
             log.exception("request %s failed", request_id)
             unexpected = StillhouseError(f"An unexpected error occurred (request {request_id}).")
-            await answer.fail(scope, render(unexpected, scope["path"], headers.get("accept"), request_id))
+            await answer.fail(path, render(unexpected, path, headers.get("accept"), request_id))
 
     def _check(self, path: str, headers: Headers) -> None:
         tokens = None if path.startswith(OPEN_PATHS) else self._tokens
@@ -135,9 +136,9 @@ class _Answer:
                 MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
         await self._send(message)
 
-    async def fail(self, scope: Scope, rendered: Rendered) -> None:
+    async def fail(self, path: str, rendered: Rendered) -> None:
         if self._started:
-            raise ConnectionError(f"the answer to {scope['path']} broke off after it had begun")
+            raise ConnectionError(f"the answer to {path} broke off after it had begun")
         body = json.dumps(rendered.body).encode()
         headers = {**rendered.headers, "content-type": rendered.media_type, "content-length": str(len(body))}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]

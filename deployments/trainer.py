@@ -55,6 +55,7 @@ class Trainer:
         self._registry = RegistryClient(settings)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._device = asyncio.Lock()
+        self._executor.submit(_runtime_error)  # the first request need not wait for the import
 
     async def check_health(self) -> None:
         """Async, so that it answers while the training thread is busy."""
@@ -70,7 +71,7 @@ class Trainer:
         ends, only when the thread has really stopped. Nothing is stored then.
 
         Yields:
-            ``started``, epochs at most every ``REPORT_EVERY_S``, and last the ``result`` with the answer's body.
+            ``started``, epochs at most every ``REPORT_EVERY_S``, and last the ``result`` with its body.
 
         Raises:
             StillhouseError: every failure as one; whatever else goes wrong is a TrainingError.

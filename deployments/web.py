@@ -23,8 +23,9 @@ from deployments.service import Service
 DESCRIPTION = """Trains PyTorch models on tables, distils them into small fast ones and serves them.
 
 The examples work when sent in this order: upload the dataset, train, distil, predict. Errors come in the
-dialect of their route: `{"status": "error", "error": …}` from train and distil, `{"detail": …}` elsewhere, and
-RFC 9457 for `Accept: application/problem+json`; each carries `X-Request-ID`, `X-Error-Code`, `X-Error-Type`."""
+dialect of their route: `{"status": "error", "error": …}` from train and distil, `{"detail": …}` elsewhere,
+and RFC 9457 for `Accept: application/problem+json`; each carries `X-Request-ID`, `X-Error-Code` and
+`X-Error-Type`."""
 
 
 def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:

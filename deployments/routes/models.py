@@ -118,7 +118,7 @@ def model_summary(model: SavedModel) -> dict[str, object]:
         "model_id": model.model_id,
         "task": model.header["task"],
         "training_mode": model.header["training_mode"],
-        "metric": {"name": metrics["test_metric_name"], "value": metrics["test_metric_value"]},
+        "metric": {"name": metrics.get("test_metric_name"), "value": metrics.get("test_metric_value")},
         "bytes": model.size_bytes,
         "created_at": iso(model.created_at.timestamp()),
     }
