@@ -15,7 +15,7 @@ _CHUNK_ROWS: Final = 100_000
 
 
 def mixed_table(rows: int, *, texts: Sequence[int] = TEXTS, seed: int = 0) -> pa.Table:
-    """``n0`` … ``n19``, ``t0`` …, and ``kind`` of three classes, which noise keeps from being told exactly."""
+    """``n0`` … ``n19``, ``t0`` …, and ``kind`` of three classes, which noise blurs."""
     generator = np.random.Generator(np.random.PCG64(seed))
     raw = generator.standard_normal((NUMBERS, rows))
     codes = [generator.integers(0, count, rows) for count in texts]
@@ -51,9 +51,7 @@ def write_large_csv(path: Path, size_bytes: int) -> int:
     rows = 0
     with (
         path.open("wb") as file,
-        csv.CSVWriter(
-            file, first.schema, write_options=csv.WriteOptions(quoting_style="needed")
-        ) as writer,
+        csv.CSVWriter(file, first.schema, write_options=csv.WriteOptions(quoting_style="needed")) as writer,
     ):
         while file.tell() < size_bytes:
             writer.write_table(mixed_table(_CHUNK_ROWS, texts=(8,), seed=rows))

@@ -51,11 +51,13 @@ def measure() -> Section:
         title="CSV to features on the device",
         about=(
             f"A CSV of {ROWS:,} rows, {NUMBERS} numeric and {len(TEXTS)} text columns ({size_mb:.1f} MB) is "
-            "parsed, encoded and made a float32 tensor on the training device. Stillhouse and pandas learn the "
-            "encoding from the training rows and standardise numbers; the row-by-row way does neither."
+            "parsed, encoded and made a float32 tensor on the training device. Stillhouse and pandas learn "
+            "the encoding from the training rows and standardise numbers; the row-by-row way does neither."
         ),
         targets=[
-            Target("time of the row-by-row way, median", f"below {LIMIT:.2f} ×", f"{share:.3f} ×", share < LIMIT)
+            Target(
+                "time of the row-by-row way, median", f"below {LIMIT:.2f} ×", f"{share:.3f} ×", share < LIMIT
+            )
         ],
         tables=[
             Table(
@@ -63,7 +65,9 @@ def measure() -> Section:
                 time_rows(times, BY_ROW),
                 f"{REPEATS} repetitions in turns.",
             ),
-            Table(("part of Stillhouse's", "median ms", "minimum ms", "of parsing"), time_rows(parts, "parse")),
+            Table(
+                ("part of Stillhouse's", "median ms", "minimum ms", "of parsing"), time_rows(parts, "parse")
+            ),
         ],
         packages=("numpy", "pyarrow", "pandas", "scikit-learn", "torch"),
         started_load=load,
@@ -88,7 +92,11 @@ def by_pandas(path: Path, train: np.ndarray) -> torch.Tensor:
 def by_row(path: Path) -> torch.Tensor:
     with path.open(newline="") as file:
         rows = [
-            {name: value if name in TEXTUAL else float(value) for name, value in row.items() if name != TARGET}
+            {
+                name: value if name in TEXTUAL else float(value)
+                for name, value in row.items()
+                if name != TARGET
+            }
             for row in csv.DictReader(file)
         ]
     return _placed(DictVectorizer(sparse=False, dtype=np.float32).fit_transform(rows))

@@ -13,10 +13,14 @@ def interleaved(ways: Mapping[str, Callable[[], object]], repeats: int) -> Times
     for way in ways.values():
         way()
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            gc.collect()
-            times[name].append(seconds(way))
+    gc.collect()
+    gc.disable()  # as timeit does
+    try:
+        for _ in range(repeats):
+            for name, way in ways.items():
+                times[name].append(seconds(way))
+    finally:
+        gc.enable()
     return times
 
 

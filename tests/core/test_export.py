@@ -4,6 +4,7 @@ import json
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
 import pytest
 import torch
 
@@ -58,7 +59,7 @@ def test_an_exported_model_predicts_as_the_bundle_does(engine, kind, target, mod
 def test_a_target_far_from_zero_keeps_its_digits(engine, kind):
     """In float32 a number near 1.7e9 would be off by up to 64."""
     table = engine.table("value")
-    table = table.set_column(5, "y", np.array(table["y"]) + 1.7e9)
+    table = table.set_column(5, "y", pa.array(table["y"].to_numpy() + 1.7e9))
     bundle = engine.train(table).bundle
     features = np.random.default_rng(0).normal(size=(50, bundle.encoder.width)).astype(np.float32)
     found = RUN[kind](EXPORTS[kind](bundle))(features)

@@ -272,7 +272,7 @@ async def test_column_missing_from_one_row_is_422_with_its_index(client, run_id)
     assert "'width'" in message
 
 
-@pytest.mark.parametrize("value", ["long", True, [1.0], {"value": 1}, "1,5"])
+@pytest.mark.parametrize("value", ["long", [1.0], {"value": 1}, "1,5"])
 @pytest.mark.parametrize("shape", ["rows", "columns"])
 async def test_malformed_value_is_422_with_index_and_column(client, run_id, value, shape):
     rows = [*ROWS, ROWS[0] | {"length": value}]

@@ -1,0 +1,83 @@
+"""Memory of other processes, from /proc, and the service's own processes among those of the machine."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+EVERY_S: Final = 0.01
+
+
+class MissingProcessError(Exception):
+    """No such process runs below this one."""
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident set size now."""
+    return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int:
+    """The largest resident set size that the process ever had."""
+    for line in (PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise MissingProcessError(f"process {pid} says nothing of its memory")
+
+
+@contextmanager
+def sampled_peak(pid: int) -> Iterator[Callable[[], int]]:
+    """The largest resident set size during the block, sampled every 10 ms."""
+    peak, done = resident_bytes(pid), threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(EVERY_S):
+            peak = max(peak, resident_bytes(pid))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: peak
+    finally:
+        done.set()
+        thread.join()
+
+
+def find_replica(deployment: str) -> int:
+    """The process of a replica of the application ``stillhouse`` that this process started.
+
+    Raises:
+        MissingProcessError
+    """
+    title = f"ray::ServeReplica:stillhouse:{deployment}"
+    for pid in _descendants(os.getpid()):
+        if _command(pid).startswith(title):
+            return pid
+    raise MissingProcessError(f"no {title} runs below this process")
+
+
+def _descendants(root: int) -> list[int]:
+    parents = {int(entry.name): _parent(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit()}
+    found = [root]
+    for pid in found:  # grows while it is read: children of children
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
+
+
+def _parent(pid: int) -> int:
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except OSError:  # it ended meanwhile
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
+
+
+def _command(pid: int) -> str:
+    try:
+        return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
