@@ -3,9 +3,16 @@
 Run as ``python -m benchmarks.bare_server BUNDLE PORT``.
 """
 
+import contextlib
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
+import httpx
 import torch
 import uvicorn
 from fastapi import Body, FastAPI
@@ -37,7 +44,44 @@ def build(model: Predictor) -> FastAPI:
     return app
 
 
+@contextlib.contextmanager
+def bare_service(file: bytes, folder: Path) -> Iterator[str]:
+    """The peer's address, until the block ends."""
+    bundle, port = folder / "bundle.safetensors", _free_port()
+    bundle.write_bytes(file)
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.bare_server", str(bundle), str(port)])
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(url, process)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert process.poll() is None, "the peer did not start"
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(f"{url}/health/ready").raise_for_status()
+            return
+        time.sleep(0.1)
+    raise TimeoutError("the peer did not start")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    app = build(Predictor(load_bundle(sys.argv[1])))
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning", access_log=False)
+    uvicorn.run(
+        build(Predictor(load_bundle(sys.argv[1]))),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        log_level="warning",
+        access_log=False,
+    )

@@ -1,0 +1,155 @@
+"""Memory of a training from a large file, and of the ingress while such a file is uploaded."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from benchmarks.processes import find_replica, resident_bytes, sampled_peak
+from benchmarks.report import Section, Table, Target, load_average
+from benchmarks.samples import TARGET, write_large_csv
+from benchmarks.train_once import BATCH_SIZE, EPOCHS
+from deployments.demo import running_service
+
+SIZE_BYTES: Final = 10**9
+MATRIX_LIMIT: Final = 3.0
+INGRESS_LIMIT_MB: Final = 50
+CHUNK_BYTES: Final = 1 << 20
+RAW, FORM = "raw-body", "multipart-form"
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Attributes:
+    grown: Peak minus idle, bytes.
+    matrix: Rows × width × 4 bytes.
+    """
+
+    rows: int
+    width: int
+    idle: int
+    grown: int
+    matrix: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """Attributes:
+    before, peak: Resident bytes of the ingress.
+    """
+
+    way: str
+    before: int
+    peak: int
+    seconds: float
+
+    @property
+    def grown_mb(self) -> float:
+        return (self.peak - self.before) / 1e6
+
+
+def measure() -> Section:
+    """Writes the file, trains from it in a new process, uploads it to the live service, and removes it."""
+    load = load_average()
+    with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as name:
+        path = Path(name) / "large.csv"
+        rows = write_large_csv(path, SIZE_BYTES)
+        training = train(path, rows)
+        uploads = [upload(path, Path(name) / way, way) for way in (RAW, FORM)]
+    share, worst = training.grown / training.matrix, max(u.grown_mb for u in uploads)
+    return Section(
+        name="memory",
+        title="Memory with a file of 1 GB",
+        about=(
+            f"A CSV of {SIZE_BYTES / 1e9:.0f} GB, {rows:,} rows, 20 numeric columns, one of text and the "
+            f"target. Training ({EPOCHS} epoch, batches of {BATCH_SIZE:,}) runs in a new process; its peak "
+            "(`VmHWM`) is counted from its size when all is imported and nothing read. The ingress of a "
+            "live service, which took a small upload before, is sampled every 10 ms while the file is "
+            "uploaded and checked."
+        ),
+        targets=[
+            Target(
+                "memory for training over the float32 matrix",
+                f"at most {MATRIX_LIMIT} ×",
+                f"{share:.2f} ×",
+                share <= MATRIX_LIMIT,
+            ),
+            Target(
+                "growth of the ingress during an upload",
+                f"below {INGRESS_LIMIT_MB} MB",
+                f"{worst:.0f} MB",
+                worst < INGRESS_LIMIT_MB,
+            ),
+        ],
+        tables=[_training_table(training), _upload_table(uploads)],
+        packages=("pyarrow", "numpy", "torch", "ray", "starlette", "python-multipart"),
+        started_load=load,
+    )
+
+
+def train(path: Path, rows: int) -> Training:
+    command = [sys.executable, "-m", "benchmarks.train_once", str(path), TARGET]
+    answer = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True
+    )
+    found = json.loads(answer.stdout)
+    grown = found["peak_bytes"] - found["idle_bytes"]
+    matrix = rows * found["width"] * 4
+    return Training(rows, found["width"], found["idle_bytes"], grown, matrix, found["seconds"])
+
+
+def upload(path: Path, folder: Path, way: str) -> Upload:
+    """Uploads to a service of its own that has taken a small file before."""
+    folder.mkdir()
+    with running_service(folder) as url, httpx.Client(base_url=url, timeout=900) as client:
+        _send_raw(client, iter([b"a,kind\n", b"1,x\n2,y\n"])).raise_for_status()
+        pid = find_replica("Ingress")
+        before, started = resident_bytes(pid), time.perf_counter()
+        with sampled_peak(pid) as peak:
+            if way == RAW:
+                answer = _send_raw(client, _chunks(path))
+            else:
+                with path.open("rb") as file:
+                    answer = client.post("/api/v1/datasets", files={"file": ("b.csv", file, "text/csv")})
+            seconds = time.perf_counter() - started
+        dataset = answer.raise_for_status().json()["dataset_id"]
+        client.delete(f"/api/v1/datasets/{dataset}").raise_for_status()
+        return Upload(way, before, peak(), seconds)
+
+
+def _send_raw(client: httpx.Client, chunks: Iterator[bytes]) -> httpx.Response:
+    return client.post("/api/v1/datasets?name=a.csv", content=chunks, headers={"Content-Type": "text/csv"})
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _training_table(training: Training) -> Table:
+    row = (
+        f"{training.rows:,} × {training.width}",
+        f"{training.matrix / 1e6:,.0f}",
+        f"{training.idle / 1e6:,.0f}",
+        f"{training.grown / 1e6:,.0f}",
+        f"{training.seconds:.0f}",
+    )
+    return Table(("matrix", "its MB", "idle process MB", "peak above idle MB", "seconds in all"), [row])
+
+
+def _upload_table(uploads: list[Upload]) -> Table:
+    rows = [
+        (u.way, f"{u.before / 1e6:,.0f}", f"{u.peak / 1e6:,.0f}", f"{u.grown_mb:,.0f}", f"{u.seconds:.0f}")
+        for u in uploads
+    ]
+    return Table(("upload", "ingress before, MB", "peak MB", "growth MB", "seconds"), rows)

@@ -59,8 +59,8 @@ def measure() -> Section:
         about=(
             f"`mlp_dense` at its defaults against scikit-learn's MLP of the same shape (128, 128) at its "
             f"defaults behind a StandardScaler, {len(SEEDS)} seeds each. A seed gives both the same test "
-            "rows; the peer trains on our training and validation rows together. The student is `distill` at its "
-            "defaults. ± is one standard error over the seeds (of the paired difference where one is shown)."
+            "rows; the peer trains on our training and validation rows together. The student is `distill` at "
+            "its defaults. ± is one standard error over the seeds, of a difference that of the paired ones."
         ),
         targets=_targets(classified, scores["diabetes"]),
         tables=[

@@ -42,7 +42,7 @@ def _classes(raw: np.ndarray, codes: Sequence[np.ndarray], generator: np.random.
 
 
 def write_csv(table: pa.Table, path: Path) -> None:
-    csv.write_csv(table, path, csv.WriteOptions(quoting_style="needed"))
+    csv.write_csv(table, path, csv.WriteOptions(quoting_style="none"))
 
 
 def write_large_csv(path: Path, size_bytes: int) -> int:
@@ -51,7 +51,7 @@ def write_large_csv(path: Path, size_bytes: int) -> int:
     rows = 0
     with (
         path.open("wb") as file,
-        csv.CSVWriter(file, first.schema, write_options=csv.WriteOptions(quoting_style="needed")) as writer,
+        csv.CSVWriter(file, first.schema, write_options=csv.WriteOptions(quoting_style="none")) as writer,
     ):
         while file.tell() < size_bytes:
             writer.write_table(mixed_table(_CHUNK_ROWS, texts=(8,), seed=rows))

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Self
+from typing import Final, Self
 
 import pyarrow as pa
 
@@ -15,6 +15,9 @@ from core.errors import DatasetNotFoundError, RequestError
 from core.paging import Page, paginate
 from core.storage import Storage
 from core.table import Format, inspect_table, preview_table
+
+
+UPLOADS: Final = "uploads"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,18 @@ class DatasetCatalogue:
         except DatasetNotFoundError:
             return None
 
+    def sweep(self, older_than_s: float, now: float) -> None:
+        """Removes uploads that a dead process left unfinished.
+
+        Args:
+            older_than_s: More seconds than the longest upload takes.
+            now: Unix seconds.
+        """
+        self._storage.sweep(older_than_s, now)
+        for name in self._storage.names(UPLOADS):
+            if now - self._storage.stat(name).modified_at.timestamp() > older_than_s:
+                self._storage.delete(name)
+
     def delete(self, dataset_id: str) -> None:
         """Raises DatasetNotFoundError."""
         dataset = self.get(dataset_id)
@@ -137,7 +152,7 @@ class Incoming:
     """An upload on its way into storage: chunks go straight through, hashed and counted."""
 
     def __init__(self, storage: Storage) -> None:
-        self.name = f"uploads/{uuid.uuid4()}"
+        self.name = f"{UPLOADS}/{uuid.uuid4()}"
         self.bytes = 0
         self._hash = hashlib.sha256()
         self._context = storage.writer(self.name)

@@ -25,18 +25,22 @@ ExportFormat = Literal["onnx", "torchscript"]
 class ExportedModel(nn.Module):
     """The network with what turns its outputs into predictions."""
 
+    scale: Tensor
+
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.network = load_network(bundle.architecture, bundle.weights)
         self.classification = bundle.classes is not None
         self.temperature = bundle.temperature
-        self.mean, self.std = bundle.target_mean, bundle.target_std
+        # tensors, for the ONNX exporter makes numbers float32
+        scale = torch.tensor([bundle.target_mean, bundle.target_std], dtype=torch.float64)
+        self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.network(features)
         if self.classification:
             return torch.softmax(outputs / self.temperature, dim=1)
-        return outputs.squeeze(1).double() * self.std + self.mean
+        return outputs.squeeze(1).double() * self.scale[1] + self.scale[0]
 
 
 def to_onnx(bundle: Bundle) -> bytes:

@@ -172,8 +172,9 @@ def _print_comparison(student: Mapping[str, Any], answers: Mapping[str, Mapping[
     for label, of_teacher, of_student in rows:
         say(f"{label:26}{of_teacher:>12}{of_student:>12}")
     say(
-        f"\nThe student is {student['size_saved_percent']:.0f} % smaller ({student['param_saved_percent']:.0f} % "
-        f"fewer parameters) and agrees with its teacher on {100 * student['fidelity']:.1f} % of the test rows.\n"
+        f"\nThe student's file is {student['size_saved_percent']:.0f} % smaller, with "
+        f"{student['param_saved_percent']:.0f} % fewer parameters, and it agrees with its teacher on "
+        f"{100 * student['fidelity']:.1f} % of the test rows.\n"
     )
 
 

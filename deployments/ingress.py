@@ -30,6 +30,7 @@ from core.errors import (
     StillhouseError,
     TrainerUnreachableError,
     TrainingError,
+    TrainingTimeoutError,
     UnavailableError,
     without_paths,
 )
@@ -52,6 +53,7 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S: Final = 60.0
 PROBE_TIMEOUT_S: Final = 5.0
 PROBE_EVERY_S: Final = 30.0
+ABANDONED_AFTER_S: Final = 24 * 3600.0
 Result = TypeVar("Result")
 
 
@@ -71,6 +73,7 @@ class Ingress:
         self._registry = RegistryClient(settings)
         self._runtime = _RuntimeProbe(trainer)
         self._waiting = 0
+        self.datasets.sweep(ABANDONED_AFTER_S, time.time())
         for root in settings.roots():
             root.mkdir(parents=True, exist_ok=True)
 
@@ -137,21 +140,23 @@ class Ingress:
 
     async def _dispatched(self, request: TrainRequest | DistillRequest) -> AsyncGenerator[Report]:
         """Runs a job on a trainer; leaving the iteration cancels it there."""
+        trainer = self.settings.trainer
         stream: Any = self._trainer.options(stream=True).run.remote(str(uuid.uuid4()), request)
-        timeout = self.settings.trainer.queue_timeout_s
+        limit_s = trainer.queue_timeout_s
+        late: StillhouseError = TrainerUnreachableError(
+            f"No trainer was free within {limit_s:g} s: try again later.", limit_s=limit_s
+        )
         try:
             while True:
-                try:
-                    async with asyncio.timeout(timeout):
-                        report = await anext(stream)
-                except StopAsyncIteration:
+                async with asyncio.timeout(limit_s):
+                    report = await anext(stream, None)
+                if report is None:
                     return
-                timeout = self.settings.trainer.job_timeout_s + CALL_TIMEOUT_S
+                limit_s = trainer.job_timeout_s + CALL_TIMEOUT_S  # the trainer itself keeps the former
+                late = TrainingTimeoutError(f"Training must end within {trainer.job_timeout_s:g} s.")
                 yield report
         except TimeoutError:
-            raise TrainerUnreachableError(
-                f"No trainer was free within {timeout:g} s: try again later."
-            ) from None
+            raise late from None
         except (RayError, RayServeException) as error:
             raise _job_error(error) from None
         finally:
@@ -263,14 +268,16 @@ async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  
     try:
         async with asyncio.timeout(timeout_s):
             return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
     except TimeoutError:
+        response.cancel()
         raise UnavailableError("Part of the service does not answer: try again in a few seconds.") from None
     except (RayError, RayServeException) as error:
         raise _own_error(error) or UnavailableError(
             "Part of the service failed while it worked on this request: try again in a few seconds."
         ) from None
-    finally:
-        response.cancel()
 
 
 def _own_error(error: Exception) -> StillhouseError | None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import gc
 import importlib
 import logging
 import math
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -115,6 +117,8 @@ class Trainer:
         except Exception as error:  # seed 000: every exception of a training is a 400 with its message
             log.exception("training %s failed", job.run_id)
             raise TrainingError(without_paths(str(error)) or type(error).__name__) from None
+        finally:
+            _release_memory()
 
     def _train(self, job: "_Job") -> "Outcome":
         opener = self._opener(job.request.data)
@@ -200,6 +204,15 @@ def _runtime_error() -> str | None:
     except Exception as error:  # noqa: BLE001  # a broken installation raises what it likes
         return without_paths(f"{type(error).__name__}: {error}")
     return None
+
+
+def _release_memory() -> None:
+    """Gives what the last training used back to the machine and to the device."""
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 async def _until_done(work: asyncio.Future[Report]) -> None:

@@ -205,3 +205,19 @@ def test_full_queue_is_refused_at_once(service, cluster: str, tmp_path_factory, 
             assert "Retry-After" in answer.headers
     finally:
         serve.delete("small-queue")
+
+
+def test_trainers_scale_from_zero(service, cluster: str, dataset: str) -> None:
+    trainer = TrainerSettings(min_replicas=0, max_replicas=1, upscale_delay_s=0)
+    settings = service.settings.model_copy(update={"trainer": trainer})
+    serve.run(build(settings), name="from-zero", route_prefix="/from-zero")
+    try:
+        with httpx.Client(base_url=f"{cluster}/from-zero", timeout=120) as client:
+            refused = client.post("/api/v1/train", json={"dataset_id": dataset})
+            assert refused.status_code == 400, refused.text
+            answer = client.post(
+                "/api/v1/train", json={"dataset_id": dataset, "target_column": "kind", "epochs": 1}
+            )
+            assert answer.status_code == 200, answer.text
+    finally:
+        serve.delete("from-zero")

@@ -13,6 +13,9 @@ from core.exchange import write_arrow
 from core.pipeline import train
 
 
+DEFAULTS = {"target_column": "y", "epochs": 3, "early_stopping_patience": 3, "device": "cpu"}
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A training that ended: its outcome, its reports and the table it read."""
@@ -66,8 +69,7 @@ class Engine:
         )
 
     def request(self, **fields):
-        defaults = {"target_column": "y", "epochs": 3, "early_stopping_patience": 3, "hidden_dim": 16}
-        return TrainRequest(self.source(), **defaults | fields)
+        return TrainRequest(self.source(), **DEFAULTS | {"hidden_dim": 16} | fields)
 
     def work(self, table, stop=lambda: False, **fields):
         return train(self.request(**fields), self.opener(table), stop)
@@ -80,8 +82,7 @@ class Engine:
         return self.train(self.table(target), training_mode=mode, **fields)
 
     def distill_work(self, table, teacher, stop=lambda: False, **fields):
-        defaults = {"target_column": "y", "epochs": 3, "early_stopping_patience": 3}
-        request = DistillRequest(self.source(), teacher=TeacherSource("run_id", "r1"), **defaults | fields)
+        request = DistillRequest(self.source(), teacher=TeacherSource("run_id", "r1"), **DEFAULTS | fields)
         return distill(request, self.opener(table), teacher, stop)
 
     def distill(self, table, teacher, **fields):

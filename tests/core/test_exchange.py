@@ -25,6 +25,7 @@ from core.exchange import (
     write_arrow,
     write_predictions,
 )
+from core.prediction import Predictor
 
 
 def body(**fields):
@@ -150,6 +151,7 @@ def test_a_table_that_cannot_be_read_is_a_dataset_error(media_type):
     ("accept", "expected"),
     [
         (None, CSV),
+        ("", CSV),
         ("*/*", CSV),
         ("application/*", CSV),
         ("application/problem+json", CSV),
@@ -163,11 +165,8 @@ def test_the_first_accepted_type_that_can_be_written_is_chosen(accept, expected)
     assert choose_media_type(accept, CSV) == expected
 
 
-@pytest.mark.parametrize("accept", ["text/html", "image/png, text/html", "", " "])
+@pytest.mark.parametrize("accept", ["text/html", "image/png, text/html"])
 def test_types_that_cannot_be_written_are_refused(accept):
-    if not accept:
-        assert choose_media_type(accept, CSV) == CSV
-        return
     with pytest.raises(RequestError, match="Accept must name one of"):
         choose_media_type(accept, CSV)
 
@@ -261,8 +260,6 @@ def test_json_answers_have_the_contract_s_shape():
 
 @pytest.mark.parametrize("media_type", [JSON, *TABLES])
 def test_a_bundle_s_predictions_are_the_same_in_every_format(engine, media_type):
-    from core.prediction import Predictor
-
     finished = engine.trained("number")
     predictor = Predictor(finished.bundle)
     columns = {name: finished.table[name] for name in finished.table.column_names}

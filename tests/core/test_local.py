@@ -81,7 +81,7 @@ def load_again(path):
 
 
 def test_a_wrong_field_name_is_a_python_warning(path):
-    with pytest.warns(UserWarning, match="'epochs'") as caught:
+    with pytest.warns(UserWarning, match="did you mean epochs") as caught:
         train_model_from_file(path, "y", epoch=2, **FAST)
     assert caught[0].filename == __file__
 

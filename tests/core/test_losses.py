@@ -130,7 +130,7 @@ def test_divergence_vanishes_with_its_gradient_where_the_student_equals_the_teac
     student = torch.tensor(teacher[ROWS], requires_grad=True)
     loss = distillation_divergence(torch.tensor(teacher), 2.5)(student, torch.tensor(ROWS))
     loss.backward()
-    assert float(loss) == pytest.approx(0, abs=EXACT)
+    assert loss.item() == pytest.approx(0, abs=EXACT)
     assert student.grad.abs().max() < EXACT
 
 

@@ -2,12 +2,7 @@
 
 import contextlib
 import json
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -15,6 +10,7 @@ from typing import Final
 import httpx
 import pyarrow as pa
 
+from benchmarks.bare_server import bare_service
 from benchmarks.load import Call, Connection, Load, run_load
 from benchmarks.report import Section, Table, Target, load_average
 from benchmarks.samples import TARGET, mixed_table, write_csv
@@ -163,35 +159,3 @@ def _load_table(loads: dict[str, list[Load]]) -> Table:
         f"rounds of {LOAD_S:.0f} s in turns. No target: the peer has neither replicas, registry nor checks."
     )
     return Table(("service", "rows a second", "median ms"), rows, note)
-
-
-@contextlib.contextmanager
-def bare_service(file: bytes, folder: Path) -> Iterator[str]:
-    """The peer's address, until the block ends."""
-    bundle, port = folder / "bundle.safetensors", _free_port()
-    bundle.write_bytes(file)
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.bare_server", str(bundle), str(port)])
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url, process)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        assert process.poll() is None, "the peer did not start"
-        with contextlib.suppress(httpx.HTTPError):
-            httpx.get(f"{url}/health/ready").raise_for_status()
-            return
-        time.sleep(0.1)
-    raise TimeoutError("the peer did not start")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
