@@ -16,7 +16,6 @@ from core.paging import Page, paginate
 from core.storage import Storage
 from core.table import Format, inspect_table, preview_table
 
-
 UPLOADS: Final = "uploads"
 
 
@@ -127,6 +126,13 @@ class DatasetCatalogue:
         try:
             return self.get(dataset_id)
         except DatasetNotFoundError:
+            return None
+
+    def _readable(self, dataset_id: str) -> Dataset | None:
+        """None for what was deleted meanwhile or is damaged: neither may spoil a whole page."""
+        try:
+            return self.get(dataset_id)
+        except (DatasetNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def sweep(self, older_than_s: float, now: float) -> None:

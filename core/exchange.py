@@ -62,9 +62,7 @@ def parse_json(body: bytes) -> object:
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        reason = (
-            "NaN and Infinity are not JSON" if b"NaN" in body or b"Infinity" in body else _position(error)
-        )
+        reason = "NaN and Infinity are not JSON" if _is_json_but_for_numbers(body) else _position(error)
         raise MalformedBodyError(f"The body must be JSON ({reason}): correct it and send it again.") from None
 
 
@@ -194,6 +192,14 @@ def _prediction_table(
         contiguous = np.ascontiguousarray(probabilities_NC.T)
         columns |= {f"probability_{label}": contiguous[index] for index, label in enumerate(classes)}
     return pa.table(columns)
+
+
+def _is_json_but_for_numbers(body: bytes) -> bool:
+    try:
+        pydantic_core.from_json(body, allow_inf_nan=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _position(error: ValueError) -> str:

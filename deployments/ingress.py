@@ -191,7 +191,7 @@ class Ingress:
         return await self._registry.save(run_id, model_id, overwrite)
 
     async def read_bundle(self, run_id: str) -> bytes | memoryview:
-        return (await self._registry.use(run_id))[1]
+        return await self._registry.read(run_id)
 
     # ── State ───────────────────────────────────────────────────────────────────────────────────────────
 

@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 RECHECK_S: Final = (
     0.5  # an expired or deleted run is served no longer than this, plus one look at the registry
 )
+MOST_WARNINGS: Final = 20
 INLINE_ROWS: Final = 64  # up to here a hop to another thread costs more than the product
 
 
@@ -239,7 +240,9 @@ def _written(prediction: Prediction, warnings: list[str], media_type: str) -> Pr
 
 
 def _warnings(unseen: dict[str, int], nulls: dict[str, int]) -> list[str]:
-    return [
-        *(f"{count} values of {name!r} were not seen in training" for name, count in unseen.items()),
-        *(f"{count} values of {name!r} are null" for name, count in nulls.items()),
+    warnings = [
+        *(f"{count} values of {name!r:.60} were not seen in training" for name, count in unseen.items()),
+        *(f"{count} values of {name!r:.60} are null" for name, count in nulls.items()),
     ]
+    more = len(warnings) - MOST_WARNINGS
+    return warnings if more <= 0 else [*warnings[:MOST_WARNINGS], f"{more} more columns like these"]

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar, cast
+from typing import Final, Literal, TypeVar, cast
 
 import numpy as np
 import ray
@@ -103,13 +103,16 @@ class BundleRegistry:
         return stored
 
     async def use(self, run_id: str) -> tuple[RunEntry, list[object]] | None:
-        """Restarts the run's time to live.
+        """``read``, and the run's time to live starts anew."""
+        await self.touch(run_id)
+        return await self.read(run_id)
 
-        Returns:
-            The entry and, in a list so that Ray does not resolve it, a reference to the file as uint8 array;
-            None for a run that is not live.
+    async def read(self, run_id: str) -> tuple[RunEntry, list[object]] | None:
+        """Returns:
+        The entry and, in a list so that Ray does not resolve it, a reference to the file as uint8 array;
+        None for a run that is not live.
         """
-        entry = await self.touch(run_id)
+        entry = self._index.peek(run_id)
         if entry is None:
             return None
         if run_id not in self._objects:
@@ -223,14 +226,20 @@ class RegistryClient:
         return await self._call(lambda actor: actor.store.remote(entry, reference))
 
     async def use(self, run_id: str) -> tuple[RunEntry, memoryview]:
-        """The entry and the bundle file, read from shared memory; restarts the time to live.
+        """The entry and the bundle file, read from shared memory; the time to live starts anew.
 
         Raises:
             RunNotFoundError
         """
+        return await self._fetch(run_id, "use")
 
+    async def read(self, run_id: str) -> memoryview:
+        """The bundle file, with the time to live left as it is; raises RunNotFoundError."""
+        return (await self._fetch(run_id, "read"))[1]
+
+    async def _fetch(self, run_id: str, how: Literal["use", "read"]) -> tuple[RunEntry, memoryview]:
         async def fetch(actor: ActorHandle[BundleRegistry]) -> tuple[RunEntry, memoryview]:
-            found = await actor.use.remote(run_id)
+            found = await getattr(actor, how).remote(run_id)
             if found is None:
                 raise run_not_found(run_id)
             entry, [reference] = found

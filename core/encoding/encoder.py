@@ -114,7 +114,7 @@ class Encoder:
 
 
 def _missing_message(missing: list[str]) -> str:
-    named = ", ".join(repr(name) for name in missing)
+    named = ", ".join(f"{name!r:.60}" for name in missing[:20]) + (" …" if len(missing) > 20 else "")
     return (
         f"The input lacks {len(missing)} of the model's columns: {named}. Send them, with null where unknown."
     )

@@ -91,16 +91,17 @@ def shown(name: str) -> str:
 def check_names(names: Sequence[str], *, line: int | None = None) -> None:
     """Refuse a table without columns, and blank or duplicate column names."""
     where = {} if line is None else {"line": line}
+    at = "" if line is None else f"Line {line}: "
     if not names:
         raise DatasetError("A table must have a column and this one has none; add columns.", **where)
     for position, name in enumerate(names, start=1):
         if not name.strip():
-            message = f"Every column needs a name and column {position} has none; name it in the header."
+            message = f"{at}Every column needs a name and column {position} has none; name it in the header."
             raise DatasetError(message, column=name, position=position, **where)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         listed = ", ".join(shown(name) for name in twice[:3]) + (" …" if len(twice) > 3 else "")
-        message = f"Column names must differ; rename the duplicates of {listed}."
+        message = f"{at}Column names must differ; rename the duplicates of {listed}."
         raise DatasetError(message, column=twice[0], **where)
 
 

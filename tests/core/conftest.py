@@ -12,7 +12,6 @@ from core.distillation import Teacher, distill
 from core.exchange import write_arrow
 from core.pipeline import train
 
-
 DEFAULTS = {"target_column": "y", "epochs": 3, "early_stopping_patience": 3, "device": "cpu"}
 
 
