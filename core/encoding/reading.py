@@ -70,6 +70,11 @@ def moments(column: Column, name: str, date_format: str) -> np.ndarray:
     return _by_distinct_value(column, name, read, seconds, calendar.NULL)
 
 
+def is_native(kind: pa.DataType, *, numeric: bool) -> bool:
+    """Whether ``numbers`` (or else ``flags``) reads such a column value by value, without looking at text."""
+    return bool(pa.types.is_boolean(kind)) or (numeric and _is_number(kind))
+
+
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
 

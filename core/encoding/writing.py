@@ -1,10 +1,11 @@
 """The two ways from columns to features: one for a few rows as lists, one for tables of any length."""
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
 from core.encoding import calendar, reading
 from core.encoding.columns import Layout, Place
@@ -117,14 +118,14 @@ class TableWriter:
             _discard(columns, (place,), consume)
 
     def _write_group(self, group: Sequence[Place], columns: Mapping[str, Column], encoded: Encoded) -> None:
-        arrays = [_single(place, columns[place.spec.name]) for place in group]
+        parts = [_parts(place, columns[place.spec.name]) for place in group]
         features, start = encoded.features, group[0].start
         buffer = np.empty((len(group), min(_BLOCK_ROWS, len(features))))
         for first in range(0, len(features), _BLOCK_ROWS):
             block = features[first : first + _BLOCK_ROWS, start : start + len(group)]
             values = buffer[:, : len(block)]
-            for row, array in zip(values, arrays, strict=True):
-                row[:] = array[first : first + _BLOCK_ROWS]
+            for row, part in zip(values, parts, strict=True):
+                row[:] = part(first)
             nulls = self._scaling.apply(values, start, block)
             if nulls is not None:
                 for place in group:
@@ -143,9 +144,14 @@ class TableWriter:
 _FLOAT64, _INT64 = np.dtype(np.float64), np.dtype(np.int64)
 
 
-def _single(place: Place, column: Column) -> np.ndarray:
-    read = reading.numbers if place.spec.kind == "numeric" else reading.flags
-    return read(column, place.spec.name)
+def _parts(place: Place, column: Column) -> Callable[[int], np.ndarray]:
+    """Reads the block of rows from ``first``; Arrow numbers are never copied as a whole."""
+    numeric, name = place.spec.kind == "numeric", place.spec.name
+    read = reading.numbers if numeric else reading.flags
+    if isinstance(column, pa.ChunkedArray | pa.Array) and reading.is_native(column.type, numeric=numeric):
+        return lambda first: read(column.slice(first, _BLOCK_ROWS), name)
+    values = read(column, name)
+    return lambda first: values[first : first + _BLOCK_ROWS]
 
 
 def _write_categories(place: Place, column: Column, encoded: Encoded) -> None:

@@ -13,6 +13,7 @@ from core.distillation import Teacher, student_architecture
 from core.errors import DatasetError, ParameterError, StillhouseError, TrainingStoppedError
 from core.losses import blend, cross_entropy, distillation_divergence, squared_error
 from core.models import count_parameters, load_network
+from core.pipeline import VALIDATION_SHARE
 from core.prediction import Predictor
 from core.splits import split_rows
 from core.target import encode_target
@@ -137,15 +138,31 @@ def test_the_teacher_s_outputs_are_computed_once(engine):
 
 
 def test_the_loss_is_the_contract_s_blend_of_labels_and_softened_outputs(engine):
-    finished = engine.trained("five", "calibrated_classifier")
+    finished = engine.trained("five")
+    master = dataclasses.replace(finished.bundle, temperature=3.0)
     fields = {"alpha": 0.3, "temperature": 4.0}
-    student = engine.distill(finished.table, finished.teacher, **fields)
-    target = encode_target(finished.table["y"], "y", "classification", finished.bundle.classes)
-    soft = torch.tensor(logits_of(finished.bundle, finished.table))
+    student = engine.distill(finished.table, Teacher(master, 1, {}), **fields)
+    target = encode_target(finished.table["y"], "y", "classification", master.classes)
+    soft = torch.tensor(logits_of(master, finished.table))
     outputs = torch.tensor(logits_of(student.bundle, finished.table))
     hard = cross_entropy(torch.tensor(target.values))
     objective = blend(0.3, hard, distillation_divergence(soft, 4.0))
     assert_losses(engine, student, objective, outputs)
+
+
+def test_a_teacher_is_judged_by_its_calibrated_probabilities(engine):
+    finished = engine.trained("five")
+    teacher = Teacher(dataclasses.replace(finished.bundle, temperature=3.0), 1, {})
+    found, plain = (
+        engine.distill(finished.table, t).outcome.comparison["teacher_metrics"]
+        for t in (teacher, finished.teacher)
+    )
+    assert found["test_metric_value"] == plain["test_metric_value"]
+    split = split_of(finished.table, finished.bundle.classes)
+    truth = encode_target(finished.table["y"], "y", "classification", finished.bundle.classes).values
+    softened = torch.tensor(logits_of(teacher.bundle, finished.table))[split.test]
+    expected = torch.nn.functional.cross_entropy(softened, torch.tensor(truth[split.test])).item()
+    assert found["extra"]["log_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_of_a_regression_is_the_contract_s_blend_of_squared_errors(engine):
@@ -159,16 +176,14 @@ def test_the_loss_of_a_regression_is_the_contract_s_blend_of_squared_errors(engi
     assert_losses(engine, student, objective, outputs)
 
 
+def split_of(table, classes):
+    strata = encode_target(table["y"], "y", "classification", classes).values if classes else None
+    return split_rows(len(table), test_size=0.2, validation_size=VALIDATION_SHARE, seed=42, strata=strata)
+
+
 def assert_losses(engine, student, objective, outputs):
     """The reported losses are the objective's over rows of that number, which no other choice of rows has."""
-    strata = None
-    if student.bundle.classes:
-        strata = encode_target(student.table["y"], "y", "classification", student.bundle.classes).values
-    sizes = student.outcome.rows
-    rest = len(student.table) - sizes["test"]
-    split = split_rows(
-        len(student.table), test_size=0.2, validation_size=sizes["validation"] / rest, seed=42, strata=strata
-    )
+    split = split_of(student.table, student.bundle.classes)
     for part, name in ((split.train, "train_loss"), (split.test, "test_loss")):
         rows = torch.tensor(part)
         # float32, batches of another size

@@ -100,6 +100,46 @@ def test_the_test_loss_is_the_objective_in_evaluation_mode_on_the_test_rows(engi
     assert value.bundle.metrics["test_loss"] == pytest.approx(scaled, rel=1e-5)
 
 
+def outputs_of(finished):
+    predictor = Predictor(finished.bundle)
+    columns = {name: finished.table[name] for name in finished.table.column_names if name != "y"}
+    features = predictor.encode(columns).features
+    return features, torch.tensor(predictor.outputs(features)).double()
+
+
+def test_labels_are_smoothed_where_a_temperature_follows(engine):
+    finished = engine.trained("five", "calibrated_classifier")
+    split, target = split_again(finished)
+    outputs = outputs_of(finished)[1][split.test]
+    smooth = 0.95 * np.eye(5)[target.values[split.test]] + 0.05 / 5
+    expected = -(torch.tensor(smooth) * outputs.log_softmax(1)).sum(1).mean().item()
+    assert finished.bundle.metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("target", ["five", "value"])
+def test_half_of_the_loss_is_to_the_forest_where_one_teaches(engine, target):
+    finished = engine.trained(target, "tree_teacher_distillation")
+    split, truth = split_again(finished)
+    features, outputs = outputs_of(finished)
+    bundle = finished.bundle
+    hard = truth.values
+    if target == "value":
+        hard = ((hard - bundle.target_mean) / bundle.target_std).astype(np.float32)
+    classes = 5 if target == "five" else None
+    soft = torch.tensor(forest_outputs(features, hard, split.train, classes, 42, lambda: False)).double()
+    for rows, name in ((split.train, "train_loss"), (split.test, "test_loss")):
+        if target == "five":
+            logs = outputs[rows].log_softmax(1)
+            to_labels = -logs[torch.arange(len(rows)), hard[rows]].mean()
+            to_forest = -(soft[rows] * logs).sum(1).mean()
+        else:
+            to_labels = (outputs[rows, 0] - torch.tensor(hard[rows])).square().mean()
+            to_forest = (outputs[rows] - soft[rows]).square().mean()
+        expected = (0.5 * to_labels + 0.5 * to_forest).item()
+        # float32 against float64
+        assert bundle.metrics[name] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("target", "classes"),
     [
