@@ -3,7 +3,6 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -174,10 +173,6 @@ class Incoming:
         self._writer.write(chunk)
         self._hash.update(chunk)
         self.bytes += len(chunk)
-
-    def write_all(self, chunks: Iterable[bytes]) -> None:
-        for chunk in chunks:
-            self.write(chunk)
 
     @property
     def sha256(self) -> str:

@@ -5,18 +5,15 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 from starlette.responses import JSONResponse, Response
 
 from core.datasets import Dataset
-from core.errors import MalformedBodyError
 from core.table import format_of
 from deployments.routes.examples import EXAMPLE_CSV, EXAMPLE_NAME
 from deployments.routes.paging import Cursor, Limit, page_of
+from deployments.routes.uploads import open_file_part, write_in_blocks
 from deployments.service import Service
 
-CHUNK_BYTES = 1 << 20
 DatasetId = Annotated[str, Path(max_length=200)]
 
 _UPLOAD = {
@@ -51,24 +48,14 @@ def dataset_routes(service: Service) -> APIRouter:
         """
         media_type = request.headers.get("content-type", "")
         if media_type.startswith("multipart/"):
-            return await _store_form(request, name)
-        return await _store(request.stream(), name, media_type)
+            file = await open_file_part(request.stream(), media_type)
+            return await store(file.chunks, name or file.filename, file.media_type)
+        return await store(request.stream(), name, media_type)
 
-    async def _store_form(request: Request, name: str | None) -> Response:
-        try:
-            async with request.form(max_files=1, max_fields=10) as form:
-                file = form.get("file")
-                if not isinstance(file, UploadFile):
-                    raise MalformedBodyError("The form must have a part named file that holds the table.")
-                return await _store(_chunks(file), name or file.filename, file.content_type or "")
-        except MultiPartException as error:
-            raise MalformedBodyError(f"The form cannot be read: {error.message}") from None
-
-    async def _store(chunks: AsyncIterator[bytes], name: str | None, media_type: str) -> Response:
+    async def store(chunks: AsyncIterator[bytes], name: str | None, media_type: str) -> Response:
         table_format = format_of(name, media_type.partition(";")[0].strip().lower() or None)
         with catalogue.incoming() as incoming:
-            async for chunk in chunks:
-                await asyncio.to_thread(incoming.write, chunk)
+            await write_in_blocks(chunks, incoming.write)
         dataset, is_new = await asyncio.to_thread(catalogue.add, incoming, table_format, name)
         return JSONResponse(dataset.to_dict(), 201 if is_new else 200)
 
@@ -94,8 +81,3 @@ def dataset_routes(service: Service) -> APIRouter:
         catalogue.delete(dataset_id)
 
     return router
-
-
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(CHUNK_BYTES):
-        yield chunk

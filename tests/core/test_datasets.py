@@ -26,7 +26,8 @@ def catalogue(storage):
 
 def upload(catalogue, content, kind="csv", name=None):
     with catalogue.incoming() as incoming:
-        incoming.write_all([content[:10], content[10:]])
+        incoming.write(content[:10])
+        incoming.write(content[10:])
     return catalogue.add(incoming, kind, name)
 
 
@@ -106,12 +107,13 @@ def test_a_table_that_is_refused_leaves_no_file_behind(catalogue, storage, tmp_p
 
 
 def test_an_upload_that_breaks_off_leaves_no_file_behind(catalogue, storage, tmp_path):
-    def chunks():
-        yield CSV
-        raise ConnectionResetError("the client left")
+    def receive():
+        with catalogue.incoming() as incoming:
+            incoming.write(CSV)
+            raise ConnectionResetError("the client left")
 
-    with pytest.raises(ConnectionResetError), catalogue.incoming() as incoming:
-        incoming.write_all(chunks())
+    with pytest.raises(ConnectionResetError):
+        receive()
     assert files(storage, tmp_path) == []
 
 

@@ -237,6 +237,20 @@ def test_fidelity_and_the_teacher_s_metrics_are_those_of_the_test_rows(engine, t
     assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("target", ["five", "value"])
+def test_fidelity_is_the_share_of_agreement_or_the_rmse_between_student_and_teacher(engine, target):
+    finished = engine.trained(target)
+    student = engine.distill(finished.table, finished.teacher)
+    rows = split_of(finished.table, finished.bundle.classes).test
+    pair = [
+        Predictor(bundle).predict(features_of(bundle, finished.table)).values[rows]
+        for bundle in (student.bundle, finished.bundle)
+    ]
+    expected = np.mean(pair[0] == pair[1]) if target == "five" else np.sqrt(np.mean((pair[0] - pair[1]) ** 2))
+    # float32 outputs from batches of another size
+    assert student.outcome.comparison["fidelity"] == pytest.approx(expected, rel=1e-5)
+
+
 TEACHERS = {
     "mlp": Architecture("mlp", 7, 3, 128, 3, 0.2, batch_norm=True),
     "one layer": Architecture("mlp", 7, 3, 24, 1, 0.48, batch_norm=True),
