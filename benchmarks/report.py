@@ -2,6 +2,7 @@
 
 import os
 import platform
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -100,7 +101,12 @@ def machine() -> str:
 
 def versions(packages: Iterable[str]) -> str:
     named = [f"{package} {_version(package)}" for package in packages]
-    return ", ".join([f"Python {platform.python_version()}", f"Stillhouse {_version('stillhouse')}", *named])
+    return ", ".join([f"Python {platform.python_version()}", f"Stillhouse {_own_version()}", *named])
+
+
+def _own_version() -> str:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    return str(project["project"]["version"])
 
 
 def _version(package: str) -> str:

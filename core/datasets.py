@@ -3,6 +3,7 @@
 import hashlib
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Final, Self
@@ -117,15 +118,8 @@ class DatasetCatalogue:
         ids = [name.split("/")[1] for name in self._storage.names("datasets", "/info.json")]
         page = paginate(ids, str, limit, cursor)
         return Page(
-            [found for dataset_id in page.data if (found := self._find(dataset_id))], page.next_cursor
+            [found for dataset_id in page.data if (found := self._readable(dataset_id))], page.next_cursor
         )
-
-    def _find(self, dataset_id: str) -> Dataset | None:
-        """None where it was deleted a moment ago."""
-        try:
-            return self.get(dataset_id)
-        except DatasetNotFoundError:
-            return None
 
     def _readable(self, dataset_id: str) -> Dataset | None:
         """None for what was deleted meanwhile or is damaged: neither may spoil a whole page."""
@@ -143,8 +137,9 @@ class DatasetCatalogue:
         """
         self._storage.sweep(older_than_s, now)
         for name in self._storage.names(UPLOADS):
-            if now - self._storage.stat(name).modified_at.timestamp() > older_than_s:
-                self._storage.delete(name)
+            with suppress(FileNotFoundError):  # it was filed meanwhile
+                if now - self._storage.stat(name).modified_at.timestamp() > older_than_s:
+                    self._storage.delete(name)
 
     def delete(self, dataset_id: str) -> None:
         """Raises DatasetNotFoundError."""

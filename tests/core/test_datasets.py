@@ -125,19 +125,46 @@ def test_datasets_are_listed_by_id_page_by_page(catalogue):
     assert second.next_cursor is None
 
 
+class Hasty(Storage):
+    """Another process that deletes the first object right after the names were listed."""
+
+    def names(self, folder, suffix=""):
+        found = super().names(folder, suffix)
+        self.delete(found[0])
+        return found
+
+
 def test_a_dataset_deleted_while_a_page_is_read_is_left_out(storage):
-    class Hasty(Storage):
-        """Deletes the first dataset right after the names were listed."""
-
-        def names(self, folder, suffix=""):
-            found = super().names(folder, suffix)
-            self.delete(found[0])
-            return found
-
     catalogue = DatasetCatalogue(storage, max_rows=100, max_columns=5)
     ids = sorted(upload(catalogue, b"a,b\n1,%d\n" % number)[0].dataset_id for number in range(3))
     hasty = DatasetCatalogue(Hasty(*storage.__reduce__()[1]), max_rows=100, max_columns=5)
     assert [dataset.dataset_id for dataset in hasty.page(10, None).data] == ids[1:]
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b"\xff", b'{"columns": 1}'])
+def test_a_dataset_with_a_damaged_record_is_left_out_of_the_listing(catalogue, storage, damage):
+    good, bad = (upload(catalogue, b"a,b\n1,%d\n" % number)[0].dataset_id for number in range(2))
+    storage.write(f"datasets/{bad}/info.json", damage)
+    assert [dataset.dataset_id for dataset in catalogue.page(10, None).data] == [good]
+
+
+@pytest.mark.parametrize(("later_s", "kept"), [(50, 1), (200, 0)])
+def test_uploads_that_nobody_finished_are_swept_when_they_are_old(catalogue, storage, later_s, kept):
+    upload(catalogue, CSV)
+    with catalogue.incoming() as incoming:
+        incoming.write(CSV)
+    written_at = storage.stat(incoming.name).modified_at.timestamp()
+    catalogue.sweep(older_than_s=100, now=written_at + later_s)
+    assert len(storage.names("uploads")) == kept
+    assert len(catalogue.page(10, None).data) == 1
+
+
+def test_an_upload_that_is_filed_during_a_sweep_disturbs_nothing(catalogue, storage):
+    with catalogue.incoming() as incoming:
+        incoming.write(CSV)
+    hasty = DatasetCatalogue(Hasty(*storage.__reduce__()[1]), max_rows=100, max_columns=5)
+    hasty.sweep(older_than_s=0, now=2e9)
+    assert not storage.exists(incoming.name)
 
 
 def test_a_preview_shows_the_first_rows(catalogue):
