@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
+# Serve's HTTP proxy holds uploads back to what the ingress can take.
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH := deployments.proxy:middlewares
+
 .DEFAULT_GOAL := help
 .PHONY: help demo up test bench lint format clean
 

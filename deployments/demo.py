@@ -6,6 +6,7 @@ and removes all of it in the end. Exits non-zero when anything fails.
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import statistics
@@ -60,7 +61,12 @@ def running_service(folder: Path) -> Iterator[str]:
     say(f"Starting Ray and the service on http://127.0.0.1:{port} …")
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command
-            command, cwd=CONFIG.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=CONFIG.parent,
+            env={**os.environ, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy:middlewares"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
         try:
             _wait_until_ready(f"http://127.0.0.1:{port}", process, log)

@@ -14,7 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from core.errors import MalformedBodyError
 
-BLOCK_BYTES: Final = 4 << 20
+BLOCK_BYTES: Final = 1 << 20
 
 
 async def write_in_blocks(chunks: AsyncIterator[bytes], write: Callable[[bytes], None]) -> None:
