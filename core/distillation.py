@@ -21,6 +21,7 @@ from core.pipeline import (
     Work,
     count_rows,
     dropped_warning,
+    encode,
     evaluate,
     feature_columns,
     listed,
@@ -76,7 +77,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     columns = feature_columns(table, request)
     del table
     _check_columns(columns, master)
-    features = master.encoder.transform(columns, consume=True).features
+    features = encode(columns, master.encoder)
     data = place(features, target, split, (master.target_mean, master.target_std), device)
     predictor = Predictor(master, device)
     teacher_outputs = outputs_of(predictor.network, data.features)

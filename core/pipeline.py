@@ -116,7 +116,7 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
     columns = feature_columns(table, request)
     del table
     encoder = Encoder.fit(columns, split.train, date_columns=request.date_columns)
-    features = encoder.transform(columns, consume=True).features
+    features = encode(columns, encoder)
     data = place(features, target, split, target_scale(target, split), device)
     loaded = time.perf_counter()
 
@@ -186,6 +186,7 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
     """
     source: DataSource = request.data
     table = read_table(open_file, source.format, sheet_name=source.sheet_name)  # type: ignore[arg-type]
+    pa.default_memory_pool().release_unused()  # what reading took beside the table
     named = (request.target_column, *request.exclude_columns, *request.date_columns)
     absent = [name for name in named if name not in table.column_names]
     if absent:
@@ -199,6 +200,13 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
 def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> dict[str, pa.ChunkedArray]:
     left_out = {request.target_column, *request.exclude_columns}
     return {name: table[name] for name in table.column_names if name not in left_out}
+
+
+def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
+    """The features, float32 (N, F); the columns are freed, and Arrow gives their memory back."""
+    features = encoder.transform(columns, consume=True).features
+    pa.default_memory_pool().release_unused()
+    return features
 
 
 def split_of(request: TrainRequest | DistillRequest, target: Target) -> Split:

@@ -7,6 +7,8 @@ import numpy as np
 
 from core.errors import DatasetError
 
+_TRAIN, _VALIDATION, _TEST = np.arange(3, dtype=np.uint8)  # a byte a row: there may be very many
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -30,25 +32,26 @@ def split_rows(
     Args:
         n: How many rows there are.
         test_size, validation_size: Shares in (0, 1) and [0, 1).
-        strata: Class of each row, (n,); None for a plain random split.
+        strata: Class index of each row, (n,) int; None for a plain random split.
 
     Raises:
         DatasetError: There are too few rows to give each part one.
     """
-    classes = np.zeros(n, np.int64) if strata is None else np.unique(strata, return_inverse=True)[1]
-    counts_C = np.bincount(classes)
-    test, validation = _sizes(n, test_size, validation_size, max(1, len(counts_C)))
-    test_C = _apportion(test, counts_C, counts_C - 1)
+    counts_C = np.array([n]) if strata is None else np.bincount(strata)
+    test, validation = _sizes(n, test_size, validation_size, max(1, int(np.count_nonzero(counts_C))))
+    test_C = _apportion(test, counts_C, np.maximum(counts_C - 1, 0))
     left_C = counts_C - test_C
-    validation_C = _apportion(validation, left_C, left_C - 1)
-    rows, rank, row_classes = _shuffle_within(classes, counts_C, seed)
-    in_test = rank < test_C[row_classes]
-    in_train = rank >= (test_C + validation_C)[row_classes]
-    return Split(
-        train=np.sort(rows[in_train]),
-        validation=np.sort(rows[~in_test & ~in_train]),
-        test=np.sort(rows[in_test]),
-    )
+    validation_C = _apportion(validation, left_C, np.maximum(left_C - 1, 0))
+    parts = np.full(n, _TRAIN)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    by_class = np.arange(n) if strata is None else np.argsort(strata, kind="stable")
+    for rows, in_test, in_validation in zip(
+        np.split(by_class, np.cumsum(counts_C)[:-1]), test_C, validation_C, strict=True
+    ):
+        generator.shuffle(rows)
+        parts[rows[:in_test]] = _TEST
+        parts[rows[in_test : in_test + in_validation]] = _VALIDATION
+    return Split(*(np.flatnonzero(parts == part) for part in (_TRAIN, _VALIDATION, _TEST)))
 
 
 def _sizes(n: int, test_size: float, validation_size: float, class_count: int) -> tuple[int, int]:
@@ -80,14 +83,3 @@ def _apportion(total: int, counts_C: np.ndarray, caps_C: np.ndarray) -> np.ndarr
         order = np.argsort(-(quotas_C - shares_C)[wanting], kind="stable")
         shares_C[wanting[order[:left]]] += 1
     return shares_C
-
-
-def _shuffle_within(
-    classes: np.ndarray, counts_C: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in random order class by class, the rank of each within its class, and its class."""
-    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(len(classes))
-    rows = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    row_classes = classes[rows]
-    starts_C = np.cumsum(counts_C) - counts_C
-    return rows, np.arange(len(rows)) - starts_C[row_classes], row_classes

@@ -112,11 +112,22 @@ def loss_on(network: nn.Module, objective: Objective, features_NF: Tensor, rows:
 
 @torch.inference_mode()
 def outputs_of(network: nn.Module, features_NF: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Outputs (rows, C) in evaluation mode, computed in blocks so that activations stay small."""
+    """Outputs (rows, C) in evaluation mode, computed in blocks so that activations stay small.
+
+    They are written into one tensor: small results kept between large temporary ones would leave holes, and
+    the process grew by twice the size of the features.
+    """
     network.eval()
-    if rows is None:
-        return torch.cat([network(block) for block in features_NF.split(EVALUATION_ROWS)])
-    return torch.cat([network(features_NF[block]) for block in rows.split(EVALUATION_ROWS)])
+    chosen = features_NF if rows is None else rows
+    outputs_NC: Tensor | None = None
+    for start in range(0, max(len(chosen), 1), EVALUATION_ROWS):
+        block = chosen[start : start + EVALUATION_ROWS]
+        part_BC = network(block if rows is None else features_NF[block])
+        if outputs_NC is None:
+            outputs_NC = part_BC.new_empty(len(chosen), part_BC.shape[1])
+        outputs_NC[start : start + len(part_BC)] = part_BC
+    assert outputs_NC is not None  # noqa: S101  # there is one block at least
+    return outputs_NC
 
 
 def choose_device(wanted: str | None) -> torch.device:
