@@ -13,13 +13,14 @@ from typing import Final
 
 import httpx
 
-from benchmarks.processes import find_replica, resident_bytes, sampled_peak
+from benchmarks.processes import find_replica, private_bytes, resident_bytes, sampled_peak
 from benchmarks.report import Section, Table, Target, load_average
 from benchmarks.samples import TARGET, write_large_csv
 from benchmarks.train_once import BATCH_SIZE, EPOCHS
 from deployments.demo import running_service
 
 SIZE_BYTES: Final = 10**9
+TRAININGS: Final = 3  # allocators differ from run to run: the worst counts
 MATRIX_LIMIT: Final = 3.0
 INGRESS_LIMIT_MB: Final = 50
 CHUNK_BYTES: Final = 1 << 20
@@ -45,12 +46,14 @@ class Training:
 @dataclass(frozen=True, slots=True)
 class Upload:
     """Attributes:
-    before, peak: Resident bytes of the ingress.
+    before, peak: Private bytes of the ingress.
+    resident_growth: Bytes; with the pages of Ray's object store, which all processes of a node share.
     """
 
     way: str
     before: int
     peak: int
+    resident_growth: int
     seconds: float
 
     @property
@@ -64,9 +67,9 @@ def measure() -> Section:
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as name:
         path = Path(name) / "large.csv"
         rows = write_large_csv(path, SIZE_BYTES)
-        training = train(path, rows)
+        trainings = [train(path, rows) for _ in range(TRAININGS)]
         uploads = [upload(path, Path(name) / str(i), way) for i, way in enumerate((RAW, FORM, PACED))]
-    share, worst = training.grown / training.matrix, max(u.grown_mb for u in uploads)
+    share, worst = max(t.grown / t.matrix for t in trainings), max(u.grown_mb for u in uploads)
     return Section(
         name="memory",
         title="Memory with a file of 1 GB",
@@ -75,23 +78,25 @@ def measure() -> Section:
             f"target. Training ({EPOCHS} epoch, batches of {BATCH_SIZE:,}) runs in a new process; its peak "
             "(`VmHWM`) is counted from its size when all is imported and nothing read. The ingress of a "
             "live service, which took a small upload before, is sampled every 10 ms while the file is "
-            "uploaded and checked: as fast as a client on the same machine can, and at a network's pace."
+            "uploaded and checked: as fast as a client on the same machine can, and at a network's pace. What "
+            "counts is its private memory; the pages of Ray's object store that it has mapped, which belong "
+            "to the node and are the same for all its processes, are in the resident growth beside it."
         ),
         targets=[
             Target(
-                "memory for training over the float32 matrix",
+                f"memory for training over the float32 matrix, worst of {TRAININGS}",
                 f"at most {MATRIX_LIMIT} ×",
                 f"{share:.2f} ×",
                 share <= MATRIX_LIMIT,
             ),
             Target(
-                "growth of the ingress during an upload",
+                "growth of the ingress's own memory during an upload",
                 f"below {INGRESS_LIMIT_MB} MB",
                 f"{worst:.0f} MB",
                 worst < INGRESS_LIMIT_MB,
             ),
         ],
-        tables=[_training_table(training), _upload_table(uploads)],
+        tables=[_training_table(trainings), _upload_table(uploads)],
         packages=("pyarrow", "numpy", "torch", "ray", "starlette", "python-multipart"),
         started_load=load,
     )
@@ -114,8 +119,8 @@ def upload(path: Path, folder: Path, way: str) -> Upload:
     with running_service(folder) as url, httpx.Client(base_url=url, timeout=900) as client:
         _send_raw(client, iter([b"a,kind\n", b"1,x\n2,y\n"])).raise_for_status()
         pid = find_replica("Ingress")
-        before, started = resident_bytes(pid), time.perf_counter()
-        with sampled_peak(pid) as peak:
+        before, resident, started = private_bytes(pid), resident_bytes(pid), time.perf_counter()
+        with sampled_peak(pid, private_bytes) as peak, sampled_peak(pid, resident_bytes) as resident_peak:
             if way == FORM:
                 with path.open("rb") as file:
                     answer = client.post("/api/v1/datasets", files={"file": ("b.csv", file, "text/csv")})
@@ -124,7 +129,7 @@ def upload(path: Path, folder: Path, way: str) -> Upload:
             seconds = time.perf_counter() - started
         dataset = answer.raise_for_status().json()["dataset_id"]
         client.delete(f"/api/v1/datasets/{dataset}").raise_for_status()
-        return Upload(way, before, peak(), seconds)
+        return Upload(way, before, peak(), resident_peak() - resident, seconds)
 
 
 def _send_raw(client: httpx.Client, chunks: Iterator[bytes]) -> httpx.Response:
@@ -141,20 +146,32 @@ def _chunks(path: Path, bytes_per_s: int | None = None) -> Iterator[bytes]:
                 time.sleep(max(0.0, started + sent / bytes_per_s - time.perf_counter()))
 
 
-def _training_table(training: Training) -> Table:
-    row = (
-        f"{training.rows:,} × {training.width}",
-        f"{training.matrix / 1e6:,.0f}",
-        f"{training.idle / 1e6:,.0f}",
-        f"{training.grown / 1e6:,.0f}",
-        f"{training.seconds:.0f}",
-    )
-    return Table(("matrix", "its MB", "idle process MB", "peak above idle MB", "seconds in all"), [row])
+def _training_table(trainings: list[Training]) -> Table:
+    rows = [
+        (
+            f"{t.rows:,} × {t.width}",
+            f"{t.matrix / 1e6:,.0f}",
+            f"{t.idle / 1e6:,.0f}",
+            f"{t.grown / 1e6:,.0f}",
+            f"{t.seconds:.0f}",
+        )
+        for t in trainings
+    ]
+    return Table(("matrix", "its MB", "idle process MB", "peak above idle MB", "seconds in all"), rows)
 
 
 def _upload_table(uploads: list[Upload]) -> Table:
     rows = [
-        (u.way, f"{u.before / 1e6:,.0f}", f"{u.peak / 1e6:,.0f}", f"{u.grown_mb:,.0f}", f"{u.seconds:.0f}")
+        (
+            u.way,
+            f"{u.before / 1e6:,.0f}",
+            f"{u.peak / 1e6:,.0f}",
+            f"{u.grown_mb:,.0f}",
+            f"{u.resident_growth / 1e6:,.0f}",
+            f"{u.seconds:.0f}",
+        )
         for u in uploads
     ]
-    return Table(("upload", "ingress before, MB", "peak MB", "growth MB", "seconds"), rows)
+    return Table(
+        ("upload", "private before, MB", "peak MB", "growth MB", "resident growth MB", "seconds"), rows
+    )

@@ -20,6 +20,14 @@ def resident_bytes(pid: int) -> int:
     return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def private_bytes(pid: int) -> int:
+    """What the process holds for itself now, without files and without Ray's shared object store."""
+    for line in (PROC / str(pid) / "status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise MissingProcessError(f"process {pid} says nothing of its memory")
+
+
 def peak_bytes(pid: int) -> int:
     """The largest resident set size that the process ever had."""
     for line in (PROC / str(pid) / "status").read_text().splitlines():
@@ -29,14 +37,14 @@ def peak_bytes(pid: int) -> int:
 
 
 @contextmanager
-def sampled_peak(pid: int) -> Iterator[Callable[[], int]]:
-    """The largest resident set size during the block, sampled every 10 ms."""
-    peak, done = resident_bytes(pid), threading.Event()
+def sampled_peak(pid: int, read: Callable[[int], int]) -> Iterator[Callable[[], int]]:
+    """The largest that ``read`` gives during the block, sampled every 10 ms."""
+    peak, done = read(pid), threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(EVERY_S):
-            peak = max(peak, resident_bytes(pid))
+            peak = max(peak, read(pid))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -41,7 +41,7 @@ def summarise(values_N: np.ndarray, null_count: int) -> Summary:
     deviations = values - median
     shift = float(deviations.sum()) / total
     deviations -= shift
-    variance = (float(np.dot(deviations, deviations)) + null_count * shift**2) / total
+    variance = (float(np.square(deviations).sum()) + null_count * shift**2) / total
     mean, std = np.ldexp([median + shift, variance**0.5], exponent)
     std = max(std, _TINY)  # the deviation of subnormal numbers may round to 0
     return Summary(float(np.ldexp(median, exponent)), float(mean), float(std), constant=False)

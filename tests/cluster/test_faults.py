@@ -114,8 +114,9 @@ def test_killed_registry_comes_back_with_every_run(
     after = client.get("/api/v1/runs", params={"limit": 100}).json()["data"]
     assert [run["run_id"] for run in after] == [run["run_id"] for run in before]
     for run in before:
-        answer = client.post("/api/v1/predict", json={"run_id": run["run_id"], "rows": [ROW]})
-        assert answer.status_code == 200, answer.text
+        assert len(client.get(f"/api/v1/runs/{run['run_id']}/bundle").content) == run["bytes"]
+    answer = client.post("/api/v1/predict", json={"run_id": teacher["run_id"], "rows": [ROW]})
+    assert answer.status_code == 200, answer.text
 
 
 def test_deleted_run_is_not_served_for_more_than_a_second(
