@@ -78,9 +78,9 @@ def measure() -> Section:
             f"target. Training ({EPOCHS} epoch, batches of {BATCH_SIZE:,}) runs in a new process; its peak "
             "(`VmHWM`) is counted from its size when all is imported and nothing read. The ingress of a "
             "live service, which took a small upload before, is sampled every 10 ms while the file is "
-            "uploaded and checked: as fast as a client on the same machine can, and at a network's pace. What "
-            "counts is its private memory; the pages of Ray's object store that it has mapped, which belong "
-            "to the node and are the same for all its processes, are in the resident growth beside it."
+            "uploaded and checked: as fast as a client on the same machine can, and at a network's pace. "
+            "What counts is its private memory; the pages of Ray's object store that it has mapped, which "
+            "belong to the node and are the same for all its processes, are in the resident growth beside it."
         ),
         targets=[
             Target(

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.csv as csv
 
-from core.errors import DatasetError
+from core.errors import DatasetError, DatasetTooLargeError
 from core.table.columns import (
     NULL_STRINGS,
     DecimalCommaWatch,
@@ -33,7 +33,7 @@ from core.table.locate import delimited_fault, field_line
 from core.table.text import TextSource
 
 _BLOCK_BYTES = 1 << 20  # also the longest row; 4 MiB was no faster and held 36 MB more
-_PREVIEW_BLOCK_BYTES = 1 << 17  # Arrow reads 32 blocks ahead
+_SMALL_BLOCK_BYTES = 1 << 17  # Arrow reads 32 blocks ahead, which is all that an inspection holds
 _MAX_CATEGORIES = 1000
 _MAX_ATTEMPTS = 8
 _CONVERSION = re.compile(r"In CSV column #(\d+): CSV conversion error to (?!string: invalid UTF8)")
@@ -71,18 +71,13 @@ class DelimitedReader:
                 schema = batch.schema
             return tally.info(schema)
 
-        return source.settle(describe)
+        return source.settle_in_small_blocks(describe)
 
     def preview(self, open_file: Opener, rows: int) -> pa.Table:
         def first(batches: Iterator[pa.RecordBatch]) -> pa.Table:
             return table_of(first_rows(batches, rows))
 
-        source = _Source.of(open_file, self.delimiter)
-        try:
-            return source.settle(first, block_bytes=_PREVIEW_BLOCK_BYTES, rows=rows)
-        except DatasetError:
-            # a row longer than the small block is none longer than the usual one
-            return source.settle(first, rows=rows)
+        return _Source.of(open_file, self.delimiter).settle_in_small_blocks(first, rows=rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +127,17 @@ class _Source:
             # what a survey cannot know: 0x1F is an integer to Arrow, but 0x1F beside 1.5 is no float
             types = self._survey(types, rows) if attempt == 0 else types | {surprise: pa.string()}
         return consume(self._checked(dict.fromkeys(types, pa.string()), block_bytes))
+
+    def settle_in_small_blocks(
+        self, consume: Callable[[Iterator[pa.RecordBatch]], Result], *, rows: int | None = None
+    ) -> Result:
+        """``settle`` with an eighth of the memory; a row too long for a small block may fit the usual one."""
+        try:
+            return self.settle(consume, block_bytes=_SMALL_BLOCK_BYTES, rows=rows)
+        except DatasetTooLargeError:
+            raise
+        except DatasetError:
+            return self.settle(consume, rows=rows)
 
     def _checked(self, types: Types, block_bytes: int) -> Iterator[pa.RecordBatch]:
         watch = DecimalCommaWatch()
