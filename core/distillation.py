@@ -14,7 +14,7 @@ from core.contract import DistillRequest
 from core.errors import DatasetError, ParameterError
 from core.evaluation import fidelity, report
 from core.losses import Objective, blend, cross_entropy, distillation_divergence, squared_error
-from core.models import build_network, count_parameters, export_weights, initialise
+from core.models import count_parameters, export_weights
 from core.pipeline import (
     Outcome,
     Prepared,
@@ -26,14 +26,17 @@ from core.pipeline import (
     feature_columns,
     listed,
     load_rows,
+    new_network,
     place,
     run,
     schedule_of,
+    schema_of,
     settings_of,
     split_of,
+    timings,
 )
 from core.prediction import Predictor, as_prediction
-from core.schema import column_infos, describe
+from core.schema import column_infos
 from core.table import Opener
 from core.target import encode_target
 from core.training import Stop, choose_device, outputs_of
@@ -86,9 +89,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     architecture = student_architecture(
         request, master.architecture, classification=master.classes is not None
     )
-    network = build_network(architecture)
-    initialise(network, request.random_seed, master.encoder.never_active())
-    network.to(device)
+    network = new_network(architecture, master.encoder, request.random_seed, device)
     hard = cross_entropy(data.target) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
     schedule = schedule_of(request, len(split.train), architecture)
@@ -102,13 +103,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         architecture=architecture,
         weights=export_weights(network),
         temperature=1.0,
-        schema=describe(
-            infos,
-            master.encoder,
-            target_column=request.target_column,
-            classes=master.classes,
-            excluded=request.exclude_columns,
-        ),
+        schema=schema_of(request, infos, master.encoder, master.classes),
         settings=settings_of(request, schedule),
         lineage={"teacher": dict(teacher.reference)},
     )
@@ -125,11 +120,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         epochs_run=epochs_run,
         device=str(device),
         rows=count_rows(split),
-        timings_s={
-            "load": loaded - started,
-            "train": trained - loaded,
-            "total": time.perf_counter() - started,
-        },
+        timings_s=timings(started, loaded, trained),
         warnings=(*request.warnings, *_date_warning(request), *dropped_warning(target)),
         comparison=comparison,
     )

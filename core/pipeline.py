@@ -25,7 +25,7 @@ from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
 from core.splits import Split, split_rows
-from core.table import Opener, read_table
+from core.table import ColumnInfo, Opener, read_table
 from core.target import Target, infer_target
 from core.training import (
     EpochReport,
@@ -130,9 +130,7 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         dropout=request.dropout,
         classification=classes is not None,
     )
-    network = build_network(architecture)
-    initialise(network, request.random_seed, encoder.never_active())
-    network.to(device)
+    network = new_network(architecture, encoder, request.random_seed, device)
     objective = _objective(request, data, classes, features, stop)
     schedule = schedule_of(request, len(split.train), architecture)
     epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
@@ -149,16 +147,8 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         weights=export_weights(network),
         target_mean=mean,
         target_std=std,
-        temperature=_fit_temperature(network, data)
-        if request.training_mode == "calibrated_classifier"
-        else 1.0,
-        schema=describe(
-            infos,
-            encoder,
-            target_column=request.target_column,
-            classes=classes,
-            excluded=request.exclude_columns,
-        ),
+        temperature=_temperature(request, network, data),
+        schema=schema_of(request, infos, encoder, classes),
         settings=settings_of(request, schedule),
         lineage={"teacher": None},
     )
@@ -169,13 +159,38 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         epochs_run=epochs_run,
         device=str(device),
         rows=count_rows(split),
-        timings_s={
-            "load": loaded - started,
-            "train": trained - loaded,
-            "total": time.perf_counter() - started,
-        },
+        timings_s=timings(started, loaded, trained),
         warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
     )
+
+
+def new_network(
+    architecture: Architecture, encoder: Encoder, seed: int, device: torch.device
+) -> nn.Sequential:
+    """A network on the device, its weights drawn from ``seed``."""
+    network = build_network(architecture)
+    initialise(network, seed, encoder.never_active())
+    return network.to(device)
+
+
+def schema_of(
+    request: TrainRequest | DistillRequest,
+    infos: Sequence[ColumnInfo],
+    encoder: Encoder,
+    classes: Sequence[object] | None,
+) -> dict[str, object]:
+    return describe(
+        infos,
+        encoder,
+        target_column=request.target_column,
+        classes=classes,
+        excluded=request.exclude_columns,
+    )
+
+
+def timings(started: float, loaded: float, trained: float) -> dict[str, float]:
+    """Seconds of each part, up to now."""
+    return {"load": loaded - started, "train": trained - loaded, "total": time.perf_counter() - started}
 
 
 def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.Table:
@@ -347,6 +362,10 @@ def _objective(
         return cross_entropy(data.target, weights_C)
     smoothing = LABEL_SMOOTHING if mode == "calibrated_classifier" else 0.0
     return cross_entropy(data.target, label_smoothing=smoothing)
+
+
+def _temperature(request: TrainRequest, network: nn.Module, data: Prepared) -> float:
+    return _fit_temperature(network, data) if request.training_mode == "calibrated_classifier" else 1.0
 
 
 def _fit_temperature(network: nn.Module, data: Prepared) -> float:
