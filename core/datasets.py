@@ -83,7 +83,7 @@ class DatasetCatalogue:
                 sha256=incoming.sha256,
                 rows=table.rows,
                 columns=tuple(asdict(column) for column in table.columns),
-                created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             )
             self._storage.move(incoming.name, _data(dataset_id, format))
             self._storage.write(_info(dataset_id), json.dumps(dataset.to_dict()).encode())

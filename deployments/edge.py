@@ -15,15 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import AuthenticationError, BodyTooLargeError, StillhouseError
 from core.exchange import TABLES
 from deployments.dialects import Rendered, render
+from deployments.proxy import CONTROL_HEADERS
 from deployments.settings import Limits, Settings, environment_tokens
 
 log = logging.getLogger(__name__)
 
 OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
-# Serve obeys these, so a client could switch off time limits or disconnect handling.
-CONTROL_HEADERS: Final = frozenset(
-    {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"}
-)
 _LENGTH: Final = re.compile(r"[0-9]{1,20}")  # others are no lengths; the body is counted anyway
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

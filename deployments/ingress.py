@@ -96,7 +96,7 @@ class Ingress:
     async def predict(self, payload: object) -> tuple[int, Mapping[str, object]]:
         """``(status, body)``, exactly what ``POST /api/v1/predict`` sends for a JSON body."""
         try:
-            answer = await self.run_predict(PredictCall(packed(pydantic_core.to_json(payload))))
+            answer = await self.run_predict(PredictCall(packed(_as_json(payload))))
         except StillhouseError as error:
             rendered = render(error, "/api/v1/predict", None, str(uuid.uuid4()))
             return rendered.status, rendered.body
@@ -119,7 +119,12 @@ class Ingress:
         if not isinstance(payload, Mapping):
             raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
         await self._runtime.refresh()
-        request = await asyncio.to_thread(self._validated, kind, payload, asyncio.get_running_loop())
+        try:
+            request = await asyncio.to_thread(self._validated, kind, payload, asyncio.get_running_loop())
+        except (TypeError, ValueError) as error:  # from a Python handle, a payload need not be JSON
+            raise MalformedBodyError(
+                f"The payload must hold JSON values: {without_paths(str(error))}"
+            ) from None
         if self._waiting >= self.settings.trainer.queue_capacity:
             raise OverloadedError(
                 f"{self._waiting} requests wait for trainers already: try again later.", waiting=self._waiting
@@ -216,8 +221,18 @@ class Ingress:
         return {"capacity": capacity, "free": max(0, capacity - self._waiting)}
 
 
+def _as_json(payload: object) -> bytes:
+    """Raises MalformedBodyError for what JSON cannot say."""
+    try:
+        return pydantic_core.to_json(payload, inf_nan_mode="constants")
+    except ValueError as error:
+        raise MalformedBodyError(f"The payload must hold JSON values: {str(error)[:200]}") from None
+
+
 class _RuntimeProbe:
     """Whether trainers can import PyTorch: asked anew unless the last answer is good and recent.
+
+    Once it was good a request does not wait for the next one.
 
     A trainer that is busy does not answer, but it trains, so it has PyTorch; hence no answer is no error.
     """
@@ -225,6 +240,8 @@ class _RuntimeProbe:
     def __init__(self, trainer: DeploymentHandle[Any]) -> None:
         self._trainer = trainer
         self._asked_at = -PROBE_EVERY_S
+        self._answered = False
+        self._asking: asyncio.Task[None] | None = None
         self.error: str | None = None
 
     async def refresh(self) -> None:
@@ -232,8 +249,14 @@ class _RuntimeProbe:
         if self.error is None and now - self._asked_at < PROBE_EVERY_S:
             return
         self._asked_at = now
+        self._asking = asyncio.create_task(self._ask())
+        if self.error is not None or not self._answered:
+            await self._asking
+
+    async def _ask(self) -> None:
         with contextlib.suppress(UnavailableError):
             self.error = await _answer_of(self._trainer.runtime_error.remote(), PROBE_TIMEOUT_S)
+            self._answered = True
 
 
 class _Lookups:

@@ -1,4 +1,4 @@
-"""What runs inside Serve's HTTP proxy: uploads are let in no faster than a replica takes them.
+"""What runs inside Serve's HTTP proxy: clients do not control Serve, and uploads come no faster than they go.
 
 The proxy reads a body as fast as its client sends it, and neither it nor the replica bounds what waits: of a
 file of 1 GB, 1.3 GB were once in the ingress's memory. Held back here, the client waits in its own socket.
@@ -12,6 +12,9 @@ from typing import Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+CONTROL_HEADERS: Final = frozenset(
+    {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"}
+)
 UPLOADS: Final = "/api/v1/datasets"
 BYTES_PER_S: Final = 100e6
 BURST_BYTES: Final = 1 << 20
@@ -47,6 +50,20 @@ class PacedUploads:
         return paced
 
 
+class WithoutControlHeaders:
+    """Removes the headers that Serve obeys: a client could switch off time limits or disconnect handling.
+
+    The edge removes them too, but behind the proxy, which has acted on them by then.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kept = [pair for pair in scope.get("headers", []) if pair[0].lower() not in CONTROL_HEADERS]
+        await self._app({**scope, "headers": kept}, receive, send)
+
+
 def middlewares() -> list[Middleware]:
     """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``."""
-    return [Middleware(PacedUploads)]
+    return [Middleware(PacedUploads), Middleware(WithoutControlHeaders)]

@@ -1,11 +1,13 @@
 """The web application: routes, error translation and the edge, over a ``Service``."""
 
 import hashlib
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -29,6 +31,21 @@ and RFC 9457 for `Accept: application/problem+json`; each carries `X-Request-ID`
 `X-Error-Type`."""
 
 
+class DetailError(BaseModel):
+    """How every route but train and distil says what went wrong; schema errors are a list."""
+
+    detail: str | list[dict[str, object]]
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": f"{what}; `application/problem+json` (RFC 9457) where Accept asks for it",
+        "model": DetailError,
+    }
+    for status, what in (("4XX", "The request cannot be answered"), ("5XX", "The service cannot answer now"))
+}
+
+
 def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     """Everything that answers HTTP."""
     settings = service.settings
@@ -38,6 +55,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         redoc_url=None,
+        responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
         middleware=[
             Middleware(Edge, tokens=tokens, limits=settings.limits, sends_request_id=not behind_serve)

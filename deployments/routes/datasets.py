@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
+import pyarrow as pa
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
@@ -74,10 +75,23 @@ def dataset_routes(service: Service) -> APIRouter:
     ) -> dict[str, object]:
         """The first rows."""
         table = catalogue.preview(dataset_id, rows)
-        return {"columns": table.column_names, "rows": [list(row.values()) for row in table.to_pylist()]}
+        return {"columns": table.column_names, "rows": _rows(table)}
 
     @router.delete("/{dataset_id}", status_code=204)
     def delete_dataset(dataset_id: DatasetId) -> None:
         catalogue.delete(dataset_id)
 
     return router
+
+
+def _rows(table: pa.Table) -> list[list[object]]:
+    columns = [_values(column) for column in table.columns]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[object]:
+    """Python values; dates outside of the years 1 to 9999 are shown as the numbers they are."""
+    try:
+        return list(column.to_pylist())
+    except (OverflowError, ValueError):
+        return list(column.cast(pa.int64()).to_pylist())

@@ -4,12 +4,14 @@ import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, ConfigDict
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from core.bundles import Bundle
 from core.contract.fields import MODEL_ID
+from core.exchange import parse_json, schema_error
 from core.registry_index import RunEntry
 from core.saved_models import SavedModel
 from deployments.routes.examples import EXAMPLE_MODEL
@@ -27,8 +29,11 @@ class SaveBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
-    model_id: Annotated[str, Query(pattern=f"^{MODEL_ID.pattern}$")] | None = None
+    model_id: Annotated[str, Field(pattern=f"^{MODEL_ID.pattern}$")] | None = None
     overwrite: bool = False
+
+
+_SAVE = {"requestBody": {"content": {"application/json": {"schema": SaveBody.model_json_schema()}}}}
 
 
 def run_routes(service: Service) -> APIRouter:
@@ -48,10 +53,10 @@ def run_routes(service: Service) -> APIRouter:
     async def delete_run(run_id: RunId) -> None:
         await service.delete_run(run_id)
 
-    @router.post("/{run_id}/save", status_code=201)
-    async def save_run(run_id: RunId, body: SaveBody | None = None) -> dict[str, object]:
-        """Saves a run as a model, which does not expire."""
-        wanted = body or SaveBody()
+    @router.post("/{run_id}/save", status_code=201, openapi_extra=_SAVE)
+    async def save_run(run_id: RunId, request: Request) -> dict[str, object]:
+        """Saves a run as a model, which does not expire; the body is optional JSON."""
+        wanted = _save_body(await request.body())
         model_id = wanted.model_id or str(uuid.uuid4())
         path = await service.save_run(run_id, model_id, wanted.overwrite)
         return {"model_id": model_id, "model_path": path}
@@ -90,12 +95,27 @@ def model_routes(service: Service) -> APIRouter:
     async def export_model(model_id: ModelId, format: Annotated[Format, Query()] = "safetensors") -> Response:  # noqa: A002
         """The model as a file: safetensors as it is stored, ONNX or TorchScript."""
         if format == "safetensors":
-            return download(await run_in_threadpool(models.read, model_id), f"{model_id}.safetensors", BUNDLE)
+            file = await run_in_threadpool(lambda: _checked(models.read(model_id)))
+            return download(file, f"{model_id}.safetensors", BUNDLE)
         ending = "onnx" if format == "onnx" else "pt"
         data = await service.export_model(model_id, format)
         return download(data, f"{model_id}.{ending}", "application/octet-stream")
 
     return router
+
+
+def _save_body(body: bytes) -> SaveBody:
+    """Raises MalformedBodyError or SchemaError."""
+    try:
+        return SaveBody.model_validate(parse_json(body) if body else {})
+    except ValidationError as error:
+        raise schema_error(error) from None
+
+
+def _checked(file: bytes) -> bytes:
+    """The file; raises BundleError if it is damaged."""
+    Bundle.from_bytes(file)
+    return file
 
 
 def run_summary(entry: RunEntry) -> dict[str, object]:

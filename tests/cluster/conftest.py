@@ -1,5 +1,6 @@
 """One real Ray cluster, with Serve and the whole application, for all tests of this folder."""
 
+import os
 import shutil
 import socket
 import time
@@ -74,6 +75,7 @@ def free_port() -> int:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local cluster with logical CPUs to spare; its HTTP address."""
     port = free_port()
+    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "deployments.proxy:middlewares"
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, namespace="tests")
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     yield f"http://127.0.0.1:{port}"

@@ -75,6 +75,17 @@ def test_plain_request_that_is_abandoned_stops_too(service, dataset: str) -> Non
     assert answer.status_code == 200, answer.text
 
 
+def test_client_cannot_switch_off_that_leaving_stops_its_training(service, dataset: str) -> None:
+    headers = {"x-request-disconnect-disabled": "?1", "x-request-timeout-seconds": "0.001"}
+    with pytest.raises(httpx.ReadTimeout), service.client(timeout=2) as impatient:
+        impatient.post("/api/v1/train", json={"dataset_id": dataset, **ENDLESS}, headers=headers)
+    with service.client(timeout=30) as other:
+        answer = other.post(
+            "/api/v1/train", json={"dataset_id": dataset, "target_column": "kind", "epochs": 1}
+        )
+    assert answer.status_code == 200, answer.text
+
+
 def test_second_training_waits_for_the_device(service, dataset: str) -> None:
     payload = {"dataset_id": dataset, "target_column": "kind", "epochs": 30, "early_stopping_patience": 0}
     first, second = Training(service, payload), Training(service, payload)

@@ -216,6 +216,16 @@ async def test_form_without_its_one_file_is_400(client, settings, body):
     assert stored_files(settings) == set()
 
 
+async def test_preview_shows_dates_that_python_cannot_say(client):
+    table = pa.table({"when": pa.array([-(2**62), 0], pa.timestamp("s"))})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    dataset = (await post(client, sink.getvalue().to_pybytes(), "when.arrows")).json()
+    preview = await client.get(f"{DATASETS}/{dataset['dataset_id']}/preview")
+    assert preview.json()["rows"] == [[-(2**62)], [0]]
+
+
 async def test_name_that_is_too_long_is_422(client):
     [violation] = failed(await post(client, EXAMPLE_CSV, "x" * 252 + ".csv"), 422, "SCHEMA_VIOLATION")
     assert violation["loc"] == ["query", "name"]

@@ -2,7 +2,14 @@
 
 import pytest
 
-from deployments.proxy import BURST_BYTES, BYTES_PER_S, PacedUploads, middlewares
+from deployments.proxy import (
+    BURST_BYTES,
+    BYTES_PER_S,
+    CONTROL_HEADERS,
+    PacedUploads,
+    WithoutControlHeaders,
+    middlewares,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -52,5 +59,18 @@ async def test_small_upload_and_other_routes_are_not_held_back() -> None:
 
 
 async def test_serve_finds_the_middleware() -> None:
-    [middleware] = middlewares()
-    assert middleware.cls is PacedUploads
+    assert [middleware.cls for middleware in middlewares()] == [PacedUploads, WithoutControlHeaders]
+
+
+async def test_no_control_header_reaches_serve() -> None:
+    seen = []
+
+    async def app(scope, receive, send) -> None:
+        seen.extend(scope["headers"])
+
+    headers = [(name, b"1") for name in CONTROL_HEADERS] + [
+        (b"X-Request-Timeout-Seconds", b"0"),
+        (b"a", b"b"),
+    ]
+    await WithoutControlHeaders(app)({"type": "http", "path": "/", "headers": headers}, None, None)
+    assert seen == [(b"a", b"b")]
