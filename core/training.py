@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.errors import ParameterError, TrainingError, TrainingStoppedError
+from core.errors import ParameterError, TrainingDivergedError, TrainingStoppedError
 from core.losses import Objective
 from core.models import Dropout
 
@@ -77,7 +77,7 @@ def fit(
 
     Raises:
         TrainingStoppedError: within one batch after ``stop()`` turned true.
-        TrainingError: if the loss is no longer finite.
+        TrainingDivergedError: if the loss is no longer finite.
     """
     device = rows.features_NF.device
     generator = torch.Generator(device).manual_seed(schedule.seed)
@@ -195,8 +195,8 @@ def _run_epoch(
     return mean
 
 
-def divergence_error() -> TrainingError:
-    return TrainingError(
+def divergence_error() -> TrainingDivergedError:
+    return TrainingDivergedError(
         "The loss is no longer finite: lower learning_rate, or check the columns for extreme values."
     )
 

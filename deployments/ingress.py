@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 import uuid
@@ -15,6 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from core.admission import Admission, Ticket
 from core.contract import (
     DataSource,
     DistillRequest,
@@ -26,26 +28,29 @@ from core.contract import (
 from core.datasets import DatasetCatalogue
 from core.errors import (
     MalformedBodyError,
-    OverloadedError,
+    QueueFullError,
+    ServiceUnavailableError,
     StillhouseError,
     TrainerUnreachableError,
     TrainingError,
     TrainingTimeoutError,
-    UnavailableError,
     without_paths,
 )
 from core.paging import Page
 from core.paths import resolve_within
 from core.registry_index import RunEntry
+from core.resilience import POLICIES, Breaker, Caller, Integration
 from core.saved_models import ModelStore
 from core.storage import Storage
 from core.table import format_of
 from core.teachers import check_teacher_model
-from deployments.dialects import handler_answer, render
+from deployments.dialects import Asked, handler_answer, render
+from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
 from deployments.service import JobKind, Report
 from deployments.settings import Settings
+from deployments.telemetry import Telemetry
 from deployments.web import build_web_app
 
 log = logging.getLogger(__name__)
@@ -72,10 +77,23 @@ class Ingress:
         self._trainer, self._predictor = trainer, predictor
         self._registry = RegistryClient(settings)
         self._runtime = _RuntimeProbe(trainer)
-        self._waiting = 0
+        self.observer = Telemetry(settings.telemetry)
+        self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
+        self._predicting = Caller("predictor", POLICIES[Integration.GENERIC], observer=self.observer)
+        capacity = settings.trainer.queue_capacity // settings.ingress.replicas
+        self._admission = Admission(max(1, capacity), time.monotonic)
         self.datasets.sweep(ABANDONED_AFTER_S, time.time())
         for root in settings.roots():
             root.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def keys(self) -> RegistryClient:
+        """The registry's actor has them."""
+        return self._registry
+
+    @property
+    def breakers(self) -> Mapping[str, Breaker]:
+        return {c.service: c.breaker for c in (self._training, self._predicting) if c.breaker is not None}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_web_app(self, behind_serve=True)
@@ -98,13 +116,13 @@ class Ingress:
         try:
             answer = await self.run_predict(PredictCall(packed(_as_json(payload))))
         except StillhouseError as error:
-            rendered = render(error, "/api/v1/predict", None, str(uuid.uuid4()))
+            rendered = render(error, Asked("/api/v1/predict"))
             return rendered.status, rendered.body
         return 200, pydantic_core.from_json(bytes(answer.body))
 
     async def _handled(self, kind: JobKind, payload: object) -> tuple[int, Mapping[str, object]]:
         try:
-            async with contextlib.aclosing(self.run_job(kind, payload)) as reports:
+            async with contextlib.aclosing(self.run_job(kind, payload, Origin())) as reports:
                 async for report in reports:
                     if report["event"] == "result":
                         return 200, report["body"]  # type: ignore[return-value]
@@ -114,7 +132,7 @@ class Ingress:
 
     # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def run_job(self, kind: JobKind, payload: object) -> AsyncGenerator[Report]:
+    async def run_job(self, kind: JobKind, payload: object, origin: Origin) -> AsyncGenerator[Report]:
         """See ``Service.run_job``."""
         if not isinstance(payload, Mapping):
             raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
@@ -125,17 +143,12 @@ class Ingress:
             raise MalformedBodyError(
                 f"The payload must hold JSON values: {without_paths(str(error))}"
             ) from None
-        if self._waiting >= self.settings.trainer.queue_capacity:
-            raise OverloadedError(
-                f"{self._waiting} requests wait for trainers already: try again later.", waiting=self._waiting
-            )
-        self._waiting += 1
-        try:
-            async with contextlib.aclosing(self._dispatched(request)) as reports:
+        run_id = _run_id(origin, payload)
+        with self._admission.enter() as ticket:
+            reports = self._dispatched(run_id, request, origin, ticket)
+            async with contextlib.aclosing(reports):
                 async for report in reports:
                     yield report
-        finally:
-            self._waiting -= 1
 
     def _validated(
         self, kind: JobKind, payload: Mapping[str, object], loop: asyncio.AbstractEventLoop
@@ -143,34 +156,46 @@ class Ingress:
         lookups = _Lookups(self, self._runtime.error, loop)
         return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
 
-    async def _dispatched(self, request: TrainRequest | DistillRequest) -> AsyncGenerator[Report]:
-        """Runs a job on a trainer; leaving the iteration cancels it there."""
+    async def _dispatched(
+        self, run_id: str, request: TrainRequest | DistillRequest, origin: Origin, ticket: Ticket
+    ) -> AsyncGenerator[Report]:
+        """Runs a job on a trainer; leaving the iteration cancels it there.
+
+        A trainer that is lost before it took the job is replaced by the next; one that is lost later may have
+        trained, so that only the client may try again.
+        """
         trainer = self.settings.trainer
-        stream: Any = self._trainer.options(stream=True).run.remote(str(uuid.uuid4()), request)
-        limit_s = trainer.queue_timeout_s
-        late: StillhouseError = TrainerUnreachableError(
-            f"No trainer was free within {limit_s:g} s: try again later.", limit_s=limit_s
-        )
+        streams: list[Any] = []
+
+        async def accepted() -> Report:
+            stream: Any = self._trainer.options(stream=True).run.remote(run_id, request, origin)
+            streams.append(stream)
+            late = TrainerUnreachableError(
+                f"No trainer was free within {trainer.queue_timeout_s:g} s: try again later.",
+                limit_s=trainer.queue_timeout_s,
+            )
+            report = await _next_report(stream, trainer.queue_timeout_s, late)
+            assert report is not None  # noqa: S101  # it says at least that it started
+            return report
+
         try:
-            while True:
-                async with asyncio.timeout(limit_s):
-                    report = await anext(stream, None)
-                if report is None:
-                    return
-                limit_s = trainer.job_timeout_s + CALL_TIMEOUT_S  # the trainer itself keeps the former
-                late = TrainingTimeoutError(f"Training must end within {trainer.job_timeout_s:g} s.")
+            first = await self._training.call(accepted, origin.log_fields())
+            assert first is not None  # noqa: S101  # trainers are critical
+            ticket.start()
+            yield first
+            limit_s = trainer.job_timeout_s + CALL_TIMEOUT_S  # the trainer itself keeps the former
+            late = TrainingTimeoutError(limit_s=trainer.job_timeout_s)
+            while (report := await _next_report(streams[-1], limit_s, late)) is not None:
                 yield report
-        except TimeoutError:
-            raise late from None
-        except (RayError, RayServeException) as error:
-            raise _job_error(error) from None
         finally:
-            stream.cancel()
+            for stream in streams:
+                stream.cancel()
 
     # ── Predictions ─────────────────────────────────────────────────────────────────────────────────────
 
     async def run_predict(self, call: PredictCall) -> PredictAnswer:
-        answer: PredictAnswer = await _answer_of(self._predictor.predict.remote(call))
+        answer = await self._predicting.call(lambda: _answer_of(self._predictor.predict.remote(call)))
+        assert isinstance(answer, PredictAnswer)  # noqa: S101  # predictors are critical
         return answer
 
     async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
@@ -217,8 +242,27 @@ class Ingress:
         return True
 
     def queue(self) -> dict[str, int]:
-        capacity = self.settings.trainer.queue_capacity
-        return {"capacity": capacity, "free": max(0, capacity - self._waiting)}
+        return {"capacity": self._admission.capacity, "free": self._admission.free}
+
+
+def _run_id(origin: Origin, payload: Mapping[str, object]) -> str:
+    """A new id; with an Idempotency-Key the same one for the same request, so that twice is one run."""
+    if not origin.idempotency:
+        return str(uuid.uuid4())
+    name = f"{origin.idempotency} {json.dumps(payload, sort_keys=True)}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+
+
+async def _next_report(stream: Any, limit_s: float, late: StillhouseError) -> Report | None:  # noqa: ANN401
+    """The next report of a trainer, None after the last; its failures as ours."""
+    try:
+        async with asyncio.timeout(limit_s):
+            report: Report | None = await anext(stream, None)
+    except TimeoutError:
+        raise late from None
+    except (RayError, RayServeException) as error:
+        raise _job_error(error) from None
+    return report
 
 
 def _as_json(payload: object) -> bytes:
@@ -254,7 +298,7 @@ class _RuntimeProbe:
             await self._asking
 
     async def _ask(self) -> None:
-        with contextlib.suppress(UnavailableError):
+        with contextlib.suppress(ServiceUnavailableError):
             self.error = await _answer_of(self._trainer.runtime_error.remote(), PROBE_TIMEOUT_S)
             self._answered = True
 
@@ -296,9 +340,11 @@ async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  
         raise
     except TimeoutError:
         response.cancel()
-        raise UnavailableError("Part of the service does not answer: try again in a few seconds.") from None
+        raise ServiceUnavailableError(
+            "Part of the service does not answer: try again in a few seconds."
+        ) from None
     except (RayError, RayServeException) as error:
-        raise _own_error(error) or UnavailableError(
+        raise _own_error(error) or ServiceUnavailableError(
             "Part of the service failed while it worked on this request: try again in a few seconds."
         ) from None
 
@@ -308,7 +354,7 @@ def _own_error(error: Exception) -> StillhouseError | None:
     if isinstance(error, RayTaskError) and isinstance(error.cause, StillhouseError):
         return error.cause
     if isinstance(error, BackPressureError):
-        return OverloadedError("Too many requests wait already: try again later.")
+        return QueueFullError("Too many requests wait already: try again later.")
     return None
 
 
@@ -328,5 +374,5 @@ async def _probed(call: Awaitable[Result]) -> Result | None:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await call
-    except (TimeoutError, UnavailableError):
+    except (TimeoutError, ServiceUnavailableError):
         return None

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from core.bundles import Bundle
-from core.errors import StillhouseError, UnavailableError, without_paths
+from core.errors import ServiceUnavailableError, StillhouseError, without_paths
 from core.exchange import (
     JSON,
     ModelReference,
@@ -223,7 +223,7 @@ def _settle(done: asyncio.Future[Prediction], result: Prediction | Exception) ->
     if isinstance(result, StillhouseError):
         done.set_exception(result)
     elif isinstance(result, Exception):
-        done.set_exception(UnavailableError(f"The prediction failed: {without_paths(str(result))}"))
+        done.set_exception(ServiceUnavailableError(f"The prediction failed: {without_paths(str(result))}"))
     else:
         done.set_result(result)
 

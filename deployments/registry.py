@@ -12,7 +12,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from core.errors import RunNotFoundError, StillhouseError, StorageError, UnavailableError
+from core.errors import RunNotFoundError, ServiceUnavailableError, StillhouseError, StorageError
+from core.idempotency import IdempotencyKeys, StoredAnswer
 from core.paging import Page
 from core.registry_index import RegistryIndex, RunEntry
 from core.saved_models import exists_error, model_path
@@ -83,6 +84,7 @@ class BundleRegistry:
             max_bytes=configuration.max_bytes,
             clock=clock,
         )
+        self._keys = IdempotencyKeys(self._storage, clock)
         self._objects: dict[str, object] = {}
         self._persisted_expiry: dict[str, float] = {}
         self._restore()
@@ -167,6 +169,19 @@ class BundleRegistry:
         await self._drop(self._index.expire())
         return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
 
+    async def claim_key(self, name: str) -> StoredAnswer | None:
+        """See ``core.idempotency``; the actor has the keys because it is one for all ingresses."""
+        return await asyncio.to_thread(self._keys.claim, name)
+
+    async def renew_key(self, name: str) -> None:
+        self._keys.renew(name)
+
+    async def complete_key(self, name: str, answer: StoredAnswer) -> None:
+        await asyncio.to_thread(self._keys.complete, name, answer)
+
+    async def release_key(self, name: str) -> None:
+        self._keys.release(name)
+
     def _restore(self) -> None:
         entries, orphans = [], {*self._storage.names(FOLDER, ".safetensors")}
         for name in self._storage.names(FOLDER, ".json"):
@@ -213,8 +228,8 @@ def entry_path(run_id: str) -> str:
 class RegistryClient:
     """The registry as replicas see it: finds or starts the actor, and outlasts its restarts.
 
-    Every method may raise UnavailableError when the actor does not come back within ``RETRY_FOR_S``. All are
-    safe to repeat: storing a run twice stores it once.
+    Every method may raise ServiceUnavailableError when the actor does not come back within ``RETRY_FOR_S``.
+    All are safe to repeat: storing a run twice stores it once.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -273,6 +288,18 @@ class RegistryClient:
     async def status(self) -> RegistryStatus:
         return await self._call(lambda actor: actor.status.remote())
 
+    async def claim_key(self, name: str) -> StoredAnswer | None:
+        return await self._call(lambda actor: actor.claim_key.remote(name))
+
+    async def renew_key(self, name: str) -> None:
+        await self._call(lambda actor: actor.renew_key.remote(name))
+
+    async def complete_key(self, name: str, answer: StoredAnswer) -> None:
+        await self._call(lambda actor: actor.complete_key.remote(name, answer))
+
+    async def release_key(self, name: str) -> None:
+        await self._call(lambda actor: actor.release_key.remote(name))
+
     async def _call(self, call: Callable[["ActorHandle[BundleRegistry]"], Awaitable[Result]]) -> Result:
         deadline = time.monotonic() + RETRY_FOR_S
         while True:
@@ -283,7 +310,7 @@ class RegistryClient:
             except (RayActorError, ObjectLostError) as error:
                 self._actor = None
                 if time.monotonic() > deadline:
-                    raise UnavailableError(
+                    raise ServiceUnavailableError(
                         "The registry of runs does not answer: try again shortly."
                     ) from error
                 await asyncio.sleep(0.2)

@@ -1,12 +1,16 @@
 """What the routes ask of the service behind them. The ingress is one; tests bring their own."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Literal, Protocol
 
 from core.datasets import DatasetCatalogue
 from core.paging import Page
 from core.registry_index import RunEntry
+from core.resilience import Breaker
 from core.saved_models import ModelStore
+from deployments.edge.border import Observer
+from deployments.edge.idempotency import KeyLedger
+from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall
 from deployments.settings import Settings
 
@@ -19,13 +23,24 @@ class Service(Protocol):
 
     Attributes:
         datasets, models: Over storage, blocking: call them in a thread.
+        keys: Of the requests that carry an Idempotency-Key.
+        breakers: Of this replica, by the service that each spares.
     """
 
     settings: Settings
     datasets: DatasetCatalogue
     models: ModelStore
 
-    def run_job(self, kind: JobKind, payload: object) -> AsyncGenerator[Report]:
+    @property
+    def observer(self) -> Observer: ...
+
+    @property
+    def keys(self) -> KeyLedger: ...
+
+    @property
+    def breakers(self) -> Mapping[str, Breaker]: ...
+
+    def run_job(self, kind: JobKind, payload: object, origin: Origin) -> AsyncGenerator[Report]:
         """Validates, trains and stores; the last report is the ``result``. Leaving it stops the training."""
 
     async def run_predict(self, call: PredictCall) -> PredictAnswer: ...
@@ -46,7 +61,7 @@ class Service(Protocol):
     async def read_bundle(self, run_id: str) -> bytes | memoryview: ...
 
     async def ping(self) -> None:
-        """One empty call to a predictor; raises UnavailableError when none answers."""
+        """One empty call to a predictor; raises ServiceUnavailableError when none answers."""
 
     async def health(self) -> tuple[bool, dict[str, object]]:
         """Whether requests can be served, and the state of each component."""

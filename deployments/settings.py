@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Literal, Self
 from urllib.parse import unquote
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+import limits
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
 
@@ -69,16 +79,60 @@ class IngressSettings(Section):
     cpus_per_ingress: float = Field(0.25, ge=0)
 
 
+class RateSettings(Section):
+    """Requests of one client, as the limits library writes them; null is no limit.
+
+    Attributes:
+        denied: Of one address with wrong tokens.
+    """
+
+    read: str | None = "12000/minute"
+    predict: str | None = "60000/minute"
+    train: str | None = "600/minute"
+    write: str | None = "1200/minute"
+    denied: str | None = "60/minute"
+
+    @field_validator("*")
+    @classmethod
+    def _is_a_rate(cls, rate: str | None) -> str | None:
+        if rate is not None:
+            limits.parse(rate)
+        return rate
+
+
+class EdgeSettings(Section):
+    """What stands before the routes.
+
+    Attributes:
+        rates_storage: ``memory://`` counts in each ingress for itself; ``redis://…`` counts for all.
+        trusted_proxies: Networks whose ``X-Forwarded-For`` is believed.
+        body_idle_s: Longest pause within a body, and the time that its rate is not looked at.
+        body_bytes_per_s: Lowest mean rate of a body.
+    """
+
+    rates: RateSettings = RateSettings()
+    rates_storage: str = "memory://"
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    body_idle_s: PositiveFloat = 30
+    body_bytes_per_s: PositiveFloat = 1000
+
+
+class TelemetrySettings(Section):
+    """What is told to operators beside logs and metrics."""
+
+
 class Limits(Section):
     """What one request may ask.
 
     Attributes:
-        body_bytes: Of an upload or a table to predict.
+        body_bytes: Of an upload or a table to predict; compressed ones count inflated.
         json_bytes: Of any JSON body.
+        header_bytes: Of names and values together.
     """
 
     body_bytes: PositiveInt = 2 << 30
     json_bytes: PositiveInt = 32 << 20
+    header_bytes: PositiveInt = 64 << 10
     rows: PositiveInt = 50_000_000
     columns: PositiveInt = 10_000
 
@@ -92,8 +146,8 @@ class Settings(Section):
         storage_options: For the fsspec file system of that URL (``endpoint_url`` …).
         data_roots: Folders below which ``data_path`` may point.
         allow_no_auth: Run without tokens. The service refuses to start with neither tokens nor this.
-        tokens_file: One accepted bearer token a line; read again when it changes. ``STILLHOUSE_TOKENS``
-            (comma-separated) adds to it.
+        tokens_file: One accepted bearer token a line, and behind it ``read``, ``train`` or ``admin`` (which
+            it is without); read again when it changes. ``STILLHOUSE_TOKENS`` (comma-separated) adds to it.
     """
 
     storage_url: str = "file://~/.stillhouse/storage"
@@ -105,7 +159,9 @@ class Settings(Section):
     trainer: TrainerSettings = TrainerSettings()
     predictor: PredictorSettings = PredictorSettings()
     ingress: IngressSettings = IngressSettings()
+    edge: EdgeSettings = EdgeSettings()
     limits: Limits = Limits()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _needs_auth(self) -> Self:
@@ -127,6 +183,6 @@ class Settings(Section):
         return [Path(root).expanduser() for root in self.data_roots]
 
 
-def environment_tokens() -> frozenset[str]:
-    """Tokens given in ``STILLHOUSE_TOKENS``."""
-    return frozenset(filter(None, (part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(","))))
+def environment_tokens() -> list[str]:
+    """Tokens given in ``STILLHOUSE_TOKENS``, each perhaps with a scope behind it."""
+    return [part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(",") if part.strip()]

@@ -33,6 +33,7 @@ from core.saved_models import ModelStore
 from core.storage import Storage
 from core.table import Opener
 from core.teachers import read_teacher_path
+from deployments.origin import Origin
 from deployments.registry import RegistryClient
 from deployments.settings import Settings
 
@@ -66,7 +67,9 @@ class Trainer:
         """Why PyTorch cannot be imported here; None when it can."""
         return await asyncio.to_thread(_runtime_error)
 
-    async def run(self, run_id: str, request: TrainRequest | DistillRequest) -> AsyncIterator[Report]:
+    async def run(
+        self, run_id: str, request: TrainRequest | DistillRequest, origin: Origin
+    ) -> AsyncIterator[Report]:
         """Trains, then stores the bundle under ``run_id`` (and saves it where the request says so).
 
         Leaving the iteration stops the training within one batch; the device is free, and this generator
@@ -85,6 +88,7 @@ class Trainer:
             def emit(report: Report) -> None:
                 loop.call_soon_threadsafe(reports.put_nowait, report)
 
+            log.info("run %s starts", run_id, extra=origin.log_fields())
             job = _Job(run_id, request, emit, time.monotonic() + self._settings.trainer.job_timeout_s, loop)
             yield {"event": "started", "run_id": run_id}
             work = loop.run_in_executor(self._executor, self._work, job)

@@ -1,6 +1,7 @@
 """The web application: routes, error translation and the edge, over a ``Service``."""
 
 import hashlib
+import time
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -9,18 +10,17 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Match
 
 from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
-from deployments.edge import Edge, Tokens
+from deployments.edge import edge
 from deployments.routes.datasets import dataset_routes
 from deployments.routes.examples import EXAMPLE_CSV
 from deployments.routes.jobs import job_routes
 from deployments.routes.models import model_routes, run_routes
 from deployments.routes.predict import predict_routes
-from deployments.routes.system import health_routes, system_routes
+from deployments.routes.system import error_pages, health_routes, system_routes
 from deployments.service import Service
 
 DESCRIPTION = """Trains PyTorch models on tables, distils them into small fast ones and serves them.
@@ -49,7 +49,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     """Everything that answers HTTP."""
     settings = service.settings
-    tokens = Tokens.configured(settings)
     app = FastAPIOffline(
         title="Stillhouse",
         version="1",
@@ -57,9 +56,9 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         redoc_url=None,
         responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
-        middleware=[
-            Middleware(Edge, tokens=tokens, limits=settings.limits, sends_request_id=not behind_serve)
-        ],
+        middleware=edge(
+            settings, service.keys, service.observer, time.monotonic, sends_request_id=not behind_serve
+        ),
     )
     example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
     for router in (
@@ -72,6 +71,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         app.include_router(router, prefix="/api/v1")
     app.include_router(system_routes(service))
     app.include_router(health_routes(service))
+    app.include_router(error_pages())
     app.add_exception_handler(HTTPException, _name_http_error)
     app.add_exception_handler(RequestValidationError, _name_schema_error)
     return app

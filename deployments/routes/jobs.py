@@ -15,6 +15,7 @@ from core.contract.validation import DISTILL_FIELDS, TEACHER_FIELDS, TRAIN_FIELD
 from core.errors import MalformedBodyError, StillhouseError
 from core.exchange import parse_json
 from deployments.dialects import handler_answer
+from deployments.edge.border import origin_of
 from deployments.routes.examples import distill_example, train_example
 from deployments.service import JobKind, Report, Service
 
@@ -45,7 +46,7 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
     router = APIRouter(tags=["train and distil"])
 
     async def answer(kind: JobKind, request: Request) -> Response:
-        reports = service.run_job(kind, await read_object(request))
+        reports = service.run_job(kind, await read_object(request), origin_of(request.scope))
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
             return StreamingResponse(_events(first, reports), media_type=EVENT_STREAM)

@@ -1,12 +1,16 @@
-"""Health, limits and the catalogue of errors."""
+"""Health, limits, breakers, and the catalogue of errors with a page for each code."""
 
 from dataclasses import asdict
+from typing import Annotated
 
-from fastapi import APIRouter
-from starlette.responses import JSONResponse
+from fastapi import APIRouter, Path
+from starlette.responses import HTMLResponse, JSONResponse
 
-from core.catalogue import CATALOGUE
+from core.catalogue import CATALOGUE, Entry
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS
+from core.errors import ResourceNotFoundError
+from deployments.dialects import documentation_of
+from deployments.routes.error_pages import index_page, page_of_code
 from deployments.service import Service
 
 
@@ -23,12 +27,57 @@ def system_routes(service: Service) -> APIRouter:
             "distill": {name: number.limits() for name, number in DISTILL_NUMBERS.items()},
             "registry": registry.model_dump(include={"ttl_seconds", "max_items", "max_bytes"}),
             "queue": service.queue(),
+            "rates": service.settings.edge.rates.model_dump(),
         }
 
     @router.get("/errors")
     async def errors() -> dict[str, object]:
         """Every error code: its type, severity, status, whether to retry, and what to do."""
-        return {"data": [{**asdict(entry), "retryable": entry.retryable} for entry in CATALOGUE.values()]}
+        return {"data": [shown(entry) for entry in CATALOGUE.values()]}
+
+    @router.get("/breakers")
+    async def breakers() -> dict[str, object]:
+        """Which services this replica of the ingress spares because they failed, and for how long."""
+        return {
+            "data": [
+                {"service": name, "state": breaker.state, "retry_after": breaker.retry_after_s}
+                for name, breaker in service.breakers.items()
+            ]
+        }
+
+    @router.post("/breakers/{name}/reset", status_code=204)
+    async def reset_breaker(name: Annotated[str, Path(max_length=40)]) -> None:
+        """Closes a breaker; for operators, with the scope admin."""
+        if name not in service.breakers:
+            raise ResourceNotFoundError(resource_type="breaker", resource_id=name)
+        service.breakers[name].reset()
+
+    return router
+
+
+def shown(entry: Entry) -> dict[str, object]:
+    fields = asdict(entry)
+    return {
+        **fields,
+        "retry_mode": fields.pop("retry"),
+        "retryable": entry.retryable,
+        "doc_url": documentation_of(entry.code),
+    }
+
+
+def error_pages() -> APIRouter:
+    """What ``doc_url`` leads to."""
+    router = APIRouter(prefix="/docs/errors", include_in_schema=False)
+
+    @router.get("")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(index_page())
+
+    @router.get("/{code}")
+    async def page(code: str) -> HTMLResponse:
+        if code not in CATALOGUE:
+            raise ResourceNotFoundError(resource_type="error code", resource_id=code[:60])
+        return HTMLResponse(page_of_code(CATALOGUE[code]))
 
     return router
 

@@ -213,7 +213,7 @@ def test_full_queue_is_refused_at_once(service, cluster: str, tmp_path_factory, 
                 )
             assert time.monotonic() - started < 2
             assert answer.status_code == 503
-            assert answer.headers["X-Error-Code"] == "OVERLOADED"
+            assert answer.headers["X-Error-Code"] == "QUEUE_FULL"
             assert "Retry-After" in answer.headers
     finally:
         serve.delete("small-queue")

@@ -13,6 +13,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 
 from core.catalogue import CATALOGUE
+from core.errors import StillhouseError
 from core.registry_index import RunEntry
 from core.saved_models import model_path
 from deployments.ingress import Ingress
@@ -117,6 +118,23 @@ class LocalRegistry(RegistryClient):
             raise error.cause from None
 
 
+class Witness:
+    """An observer that remembers what it saw."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.errors: list[StillhouseError] = []
+
+    def answered(self, scope, status, seconds) -> None:
+        self.statuses.append(status)
+
+    def failed(self, error, scope, origin) -> None:
+        self.errors.append(error)
+
+    def attempted(self, service, outcome) -> None:
+        pass
+
+
 class Clock:
     """Unix seconds that pass only when told to, from now on."""
 
@@ -195,7 +213,7 @@ def failed(response: httpx.Response, status: int, code: str):
     assert (response.status_code, headers.get("x-error-code")) == (status, code), response.text
     assert headers["x-error-type"] == entry.type
     assert headers["x-request-id"]
-    assert headers.get("retry-after") == (str(entry.retry_after_s) if entry.retryable else None)
+    assert ("retry-after" in headers) == (entry.retry_after_s is not None)
     body = strict_json(response.content)
     if headers["content-type"] == PROBLEM:
         assert body["status"] == status
@@ -207,3 +225,14 @@ def failed(response: httpx.Response, status: int, code: str):
         return body["error"]
     assert body.keys() == {"detail"}
     return body["detail"]
+
+
+def error_classes() -> list[type[StillhouseError]]:
+    """Every class of the tree but its root and those that tests make."""
+    found = [StillhouseError]
+    for error_class in found:
+        found.extend(error_class.__subclasses__())
+    return [c for c in dict.fromkeys(found[1:]) if c.__module__.startswith("core.errors")]
+
+
+ERRORS = error_classes()

@@ -250,7 +250,7 @@ async def test_announced_body_that_is_too_large_is_413_and_not_read(small, setti
     counted = []
     headers = {"content-type": "text/csv", "content-length": "1001"}
     response = await small.post(DATASETS, content=chunks(20, counted=counted), headers=headers)
-    assert "1000" in failed(response, 413, "BODY_TOO_LARGE")
+    assert "1000" in failed(response, 413, "PAYLOAD_TOO_LARGE")
     assert counted == []
 
 
@@ -260,7 +260,7 @@ async def test_body_is_counted_whatever_it_announces(small, settings, headers):
     response = await small.post(
         DATASETS, content=chunks(10_000, counted=counted), headers={"content-type": "text/csv"} | headers
     )
-    failed(response, 413, "BODY_TOO_LARGE")
+    failed(response, 413, "PAYLOAD_TOO_LARGE")
     assert len(counted) < 50
     assert stored_files(settings) == set()
 
@@ -272,7 +272,7 @@ async def test_form_that_is_too_large_is_413(small, settings):
             yield chunk
 
     headers = {"content-type": "multipart/form-data; boundary=x"}
-    failed(await small.post(DATASETS, content=form(), headers=headers), 413, "BODY_TOO_LARGE")
+    failed(await small.post(DATASETS, content=form(), headers=headers), 413, "PAYLOAD_TOO_LARGE")
     assert stored_files(settings) == set()
 
 
@@ -281,7 +281,7 @@ async def test_body_of_exactly_the_limit_is_taken(small):
     exact = content + b"1," + b"x" * (1000 - len(content) - 3) + b"\n"
     assert len(exact) == 1000
     assert (await post(small, exact, "a.csv")).status_code == 201
-    failed(await post(small, exact + b"\n", "a.csv"), 413, "BODY_TOO_LARGE")
+    failed(await post(small, exact + b"\n", "a.csv"), 413, "PAYLOAD_TOO_LARGE")
 
 
 @pytest.mark.parametrize(

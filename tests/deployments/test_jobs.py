@@ -168,7 +168,7 @@ async def test_problem_details_are_sent_on_request(client):
     assert response.headers["content-type"] == PROBLEM
     body = strict_json(response.content)
     assert (response.status_code, body["status"], body["code"]) == (400, 400, "INVALID_DATA_TARGET")
-    assert body["trace_id"] == response.headers["x-request-id"]
+    assert body["trace_id"] == response.headers["x-trace-id"]
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -499,7 +499,7 @@ async def test_full_queue_is_503_at_once_and_shows_in_the_limits(tmp_path, conne
         first = asyncio.create_task(client.post(TRAIN, json=payload))
         await _until_full(service)
         assert (await client.get("/api/v1/limits")).json()["queue"] == {"capacity": 1, "free": 0}
-        failed(await client.post(TRAIN, json=payload), 503, "OVERLOADED")
+        failed(await client.post(TRAIN, json=payload), 503, "QUEUE_FULL")
         GatedTrainer.gate.set()
         assert (await first).status_code == 200
         assert (await client.post(TRAIN, json=payload)).status_code == 200

@@ -248,23 +248,21 @@ async def test_large_body_is_answered_whole(client, run_id, expected):
 )
 async def test_missing_columns_are_422_and_named(client, run_id, shape, names):
     response = await client.post(PREDICT, json={"run_id": run_id} | shape)
-    message = failed(response, 422, "INVALID_PREDICTION_INPUT")
+    message = failed(response, 422, "SCHEMA_MISMATCH")
     assert all(repr(name) in message for name in names)
 
 
 @pytest.mark.parametrize("media_type", TABLES)
 async def test_columns_missing_from_a_table_are_422_and_named(client, run_id, media_type):
     rows = [{"length": 1.0, "width": 1.0}]
-    message = failed(
-        await send_table(client, rows, media_type, run_id=run_id), 422, "INVALID_PREDICTION_INPUT"
-    )
+    message = failed(await send_table(client, rows, media_type, run_id=run_id), 422, "SCHEMA_MISMATCH")
     assert "'colour'" in message
 
 
 async def test_column_missing_from_one_row_is_422_with_its_index(client, run_id):
     rows = [*ROWS, {"length": 1.0, "colour": "red"}]
     response = await client.post(PREDICT, json={"run_id": run_id, "rows": rows})
-    message = failed(response, 422, "INVALID_PREDICTION_INPUT")
+    message = failed(response, 422, "SCHEMA_MISMATCH")
     assert "3" in message
     assert "'width'" in message
 
@@ -275,7 +273,7 @@ async def test_malformed_value_is_422_with_index_and_column(client, run_id, valu
     rows = [*ROWS, ROWS[0] | {"length": value}]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     body = {"run_id": run_id, shape: rows if shape == "rows" else columns}
-    message = failed(await client.post(PREDICT, json=body), 422, "INVALID_PREDICTION_INPUT")
+    message = failed(await client.post(PREDICT, json=body), 422, "SCHEMA_MISMATCH")
     assert "3" in message
     assert "length" in message
 
@@ -287,19 +285,19 @@ async def test_extreme_values_are_used_or_refused_but_break_nothing(client, run_
     if response.status_code == 200:
         assert len(answer_of(response)["predictions"]) == 1
     else:
-        assert len(failed(response, 422, "INVALID_PREDICTION_INPUT")) < 300
+        assert len(failed(response, 422, "SCHEMA_MISMATCH")) < 300
 
 
 async def test_columns_of_different_lengths_are_422(client, run_id):
     body = {"run_id": run_id, "columns": COLUMNS | {"width": [1.0]}}
-    assert "width" in failed(await client.post(PREDICT, json=body), 422, "INVALID_PREDICTION_INPUT")
+    assert "width" in failed(await client.post(PREDICT, json=body), 422, "SCHEMA_MISMATCH")
 
 
 async def test_malformed_row_spoils_no_other_request_of_its_batch(client, run_id, expected):
     bodies = [{"run_id": run_id, "rows": ROWS} for _ in range(10)]
     bodies[4] = {"run_id": run_id, "rows": [ROWS[0] | {"length": "long"}]}
     responses = await asyncio.gather(*(client.post(PREDICT, json=body) for body in bodies))
-    failed(responses.pop(4), 422, "INVALID_PREDICTION_INPUT")
+    failed(responses.pop(4), 422, "SCHEMA_MISMATCH")
     assert all(answer_of(response)["predictions"] == expected.labels() for response in responses)
 
 

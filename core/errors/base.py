@@ -1,0 +1,92 @@
+"""The root of the error tree."""
+
+import re
+from typing import ClassVar, Final
+
+from core.catalogue import CATALOGUE, MESSAGE_CHARS, Entry, ErrorType, RetryMode, Severity
+
+_OWN_ADDRESS: Final = r"(?!/(?:api/v\d|docs|health|ws)\b)"
+_SERVER_PATH: Final = re.compile(rf"(?<![\w.]){_OWN_ADDRESS}(?:[A-Za-z]:)?(?:[/\\][\w.@+-]+){{2,}}[/\\]?")
+
+
+def without_paths(text: str) -> str:
+    """A foreign message without the server's file paths.
+
+    >>> without_paths("cannot open /srv/data/x.csv (denied)")
+    'cannot open <path> (denied)'
+    """
+    return _SERVER_PATH.sub("<path>", text)
+
+
+class StillhouseError(Exception):
+    """Base of all errors that Stillhouse raises on purpose.
+
+    Args:
+        message: What must hold, what was given, what to do next. Free of secrets, server paths and rows. The
+            catalogue's words, with the details in them, where it is left out.
+        details: JSON values that name the particulars (``field``, ``value``, ``line`` …). ``retry_after``,
+            in seconds, wins over the catalogue's; ``original``, an exception, becomes the cause instead.
+    """
+
+    code: ClassVar[str] = "SYSTEM_ERROR"
+
+    def __init__(self, message: str | None = None, **details: object) -> None:
+        original = details.pop("original", None)
+        self.details = details
+        self.message = self.entry.message_for(details) if message is None else message
+        super().__init__(self.message)
+        self.__cause__ = original if isinstance(original, BaseException) else None
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def entry(self) -> Entry:
+        return CATALOGUE[self.code]
+
+    @property
+    def error_type(self) -> ErrorType:
+        return self.entry.type
+
+    @property
+    def severity(self) -> Severity:
+        return self.entry.severity
+
+    @property
+    def retryable(self) -> bool:
+        return self.entry.retryable
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the very same request may succeed later: retryable without a change."""
+        return self.retryable and self.entry.retry is not RetryMode.AFTER_CHANGE
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds after which it is worth trying again; None where waiting does not help."""
+        own = self.details.get("retry_after")
+        return own if isinstance(own, int | float) else self.entry.retry_after_s
+
+    @property
+    def user_message(self) -> str:
+        """Under 100 characters; the particulars of system errors stay in the log."""
+        speaks = self.error_type is not ErrorType.SYSTEM_ERROR and len(self.message) < MESSAGE_CHARS
+        return self.message if speaks else self.entry.message_for(self.details)
+
+    @property
+    def suggested_action(self) -> str:
+        return self.entry.action_for({"retry_after": self.retry_after_s, **self.details})
+
+
+def class_of(code: str) -> type[StillhouseError]:
+    """The class that raises a code; the root for an unknown one.
+
+    >>> class_of("RUN_NOT_FOUND").__name__
+    'RunNotFoundError'
+    """
+    waiting = [StillhouseError]
+    for error_class in waiting:
+        if error_class is not StillhouseError and error_class.code == code:
+            return error_class
+        waiting.extend(error_class.__subclasses__())
+    return StillhouseError

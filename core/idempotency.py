@@ -1,0 +1,111 @@
+"""Idempotency keys: which request came when, and what it was answered (contract, section 8)."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from core.errors import IdempotencyInProgressError
+from core.storage import Storage
+
+FOLDER: Final = "idempotency"
+LIFETIME_S: Final = 24 * 3600
+LEASE_S: Final = 30.0
+"""A claim that is not renewed for so long is nobody's: whoever held it is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """A successful answer, for replay.
+
+    Attributes:
+        request_sha256: Of the body of the request, in hex.
+        answered_at: Unix seconds.
+    """
+
+    request_sha256: str
+    status: int
+    headers: Mapping[str, str]
+    body: str
+    answered_at: float
+
+
+class IdempotencyKeys:
+    """Claims in memory, answers in storage, in a folder for each day, for ``LIFETIME_S``.
+
+    One object serves all ingresses, so that of two at once one is first. A claim does not survive a restart
+    of the process that holds this object; who claimed it renews it then. Blocking, and safe in threads.
+
+    Args:
+        clock: Unix seconds.
+    """
+
+    def __init__(self, storage: Storage, clock: Callable[[], float]) -> None:
+        self._storage, self._clock = storage, clock
+        self._claims: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def claim(self, name: str) -> StoredAnswer | None:
+        """The answer that was given already, or None: the caller may do the work, and must release the name.
+
+        Raises:
+            IdempotencyInProgressError: while another holds it.
+        """
+        now = self._clock()
+        with self._lock:
+            if self._claims.get(name, 0) > now:
+                raise IdempotencyInProgressError(
+                    "The first request with this Idempotency-Key is still at work: try again shortly."
+                )
+            self._claims[name] = now + LEASE_S
+        answer = self._find(name, now)
+        if answer is not None:
+            self.release(name)
+        return answer
+
+    def renew(self, name: str) -> None:
+        self._claims[name] = self._clock() + LEASE_S
+
+    def complete(self, name: str, answer: StoredAnswer) -> None:
+        """Keeps the answer, then releases the name."""
+        self._storage.write(_path(name, answer.answered_at), json.dumps(asdict(answer)).encode())
+        self.release(name)
+
+    def release(self, name: str) -> None:
+        """Without an answer the key is as good as new: a refused request does not use it up."""
+        self._claims.pop(name, None)
+
+    def sweep(self) -> None:
+        """Forgets what is older than ``LIFETIME_S``, and claims that lapsed."""
+        now = self._clock()
+        with self._lock:
+            self._claims = {name: until for name, until in self._claims.items() if until > now}
+        kept = {_day(now), _day(now - LIFETIME_S)}
+        days = {name.split("/")[1] for name in self._storage.names(FOLDER)}
+        for day in days - kept:
+            self._storage.delete_folder(f"{FOLDER}/{day}")
+
+    def _find(self, name: str, now: float) -> StoredAnswer | None:
+        for at in {_day(now): now, _day(now - LIFETIME_S): now - LIFETIME_S}.values():
+            try:
+                answer = StoredAnswer(**json.loads(self._storage.read(_path(name, at))))
+            except FileNotFoundError:
+                continue
+            if answer.answered_at > now - LIFETIME_S:
+                return answer
+        return None
+
+
+def key_name(client: str, method: str, path: str, key: str) -> str:
+    """One name for a key of a client on a route, which tells neither."""
+    return hashlib.sha256("\n".join((client, method, path, key)).encode()).hexdigest()
+
+
+def _day(at: float) -> str:
+    return str(int(at // LIFETIME_S))
+
+
+def _path(name: str, at: float) -> str:
+    return f"{FOLDER}/{_day(at)}/{name}.json"

@@ -1,0 +1,273 @@
+"""Calls to what may fail: how often they are tried (seed 001, Retry Policies) and when they are spared."""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Literal, Protocol, TypeVar
+
+import tenacity
+
+from core.errors import CircuitOpenError, StillhouseError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class Integration(StrEnum):
+    """What is called."""
+
+    TRAINER = "trainer"
+    MLFLOW = "mlflow"
+    S3 = "s3"
+    TEMPORAL = "temporal"
+    DATABASE = "database"
+    LLM = "llm"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerPolicy:
+    """Opens after so many consecutive failures, for so many seconds."""
+
+    failures: int
+    cool_down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How one integration is called.
+
+    Attributes:
+        attempts: The first one included.
+        first_wait_s, max_wait_s: After n failures the wait is between the first and the first doubled n
+            times, but not above the last; the moment is drawn, so that callers do not come back together.
+        deadline_s: No attempt begins later than this after the first.
+        critical: Whether the caller cannot do without; the last failure is swallowed otherwise.
+    """
+
+    attempts: int
+    first_wait_s: float
+    max_wait_s: float
+    breaker: BreakerPolicy | None = None
+    deadline_s: float = 300
+    critical: bool = True
+
+    def wait_s(self, failed_attempts: int, drawn: float) -> float:
+        """Seconds before the next attempt.
+
+        Args:
+            drawn: From 0 to 1.
+        """
+        ceiling: float = min(self.max_wait_s, self.first_wait_s * 2.0**failed_attempts)
+        return self.first_wait_s + drawn * max(0.0, ceiling - self.first_wait_s)
+
+
+POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
+    Integration.TRAINER: RetryPolicy(3, 4, 30, BreakerPolicy(5, 60)),
+    Integration.MLFLOW: RetryPolicy(5, 1, 5, critical=False),
+    Integration.S3: RetryPolicy(3, 2, 10),
+    Integration.TEMPORAL: RetryPolicy(5, 5, 60, BreakerPolicy(5, 120), critical=False),
+    Integration.DATABASE: RetryPolicy(2, 1, 5, BreakerPolicy(3, 30)),
+    Integration.LLM: RetryPolicy(3, 5, 30, BreakerPolicy(5, 300), critical=False),
+    Integration.GENERIC: RetryPolicy(3, 2, 10),
+}
+"""Seed 001, Integration-Specific Retry Policies; the generic one from its decorators."""
+
+
+class Breaker:
+    """Spares a service that fails: after ``failures`` in a row calls are refused for ``cool_down_s``.
+
+    Then one probe may pass; its outcome closes or opens the breaker again. Errors of the caller do not count.
+    Safe in threads and tasks.
+
+    Args:
+        service: Its name for people.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, service: str, policy: BreakerPolicy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.service = service
+        self._policy, self._clock = policy, clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._opened_at: float | None = None
+        self._probing = False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half_open"]:
+        with self._lock:
+            if self._opened_at is None:
+                return "closed"
+            return "open" if self._remaining_s() > 0 else "half_open"
+
+    @property
+    def retry_after_s(self) -> float:
+        """What remains of the cool-down."""
+        with self._lock:
+            return max(0.0, self._remaining_s())
+
+    def reset(self) -> None:
+        """For operators: closes the breaker whatever happened."""
+        with self._lock:
+            self._close()
+
+    @contextmanager
+    def guard(self) -> Generator[None]:
+        """Runs one attempt in its block.
+
+        Raises:
+            CircuitOpenError: instead of running it, while the service is spared.
+        """
+        probe = self._enter()
+        try:
+            yield
+        except Exception as error:
+            self._left(probe, failed=is_failure_of_service(error))
+            raise
+        except BaseException:  # cancelled: nothing was learnt
+            with self._lock:
+                self._probing = self._probing and not probe
+            raise
+        self._left(probe, failed=False)
+
+    def _enter(self) -> bool:
+        """Whether the attempt is the probe."""
+        with self._lock:
+            if self._opened_at is None:
+                return False
+            remaining_s = self._remaining_s()
+            if remaining_s > 0 or self._probing:
+                raise CircuitOpenError(service=self.service, retry_after=max(1.0, remaining_s))
+            self._probing = True
+            return True
+
+    def _left(self, probe: bool, *, failed: bool) -> None:
+        with self._lock:
+            if not failed:
+                if probe or self._opened_at is None:  # a straggler from before says nothing of now
+                    self._close()
+                return
+            self._failures += 1
+            if probe or (self._opened_at is None and self._failures >= self._policy.failures):
+                log.error("breaker of %s opens after %d failures", self.service, self._failures)
+                self._opened_at, self._probing = self._clock(), False
+
+    def _close(self) -> None:
+        self._failures, self._opened_at, self._probing = 0, None, False
+
+    def _remaining_s(self) -> float:
+        if self._opened_at is None:
+            return 0.0
+        return self._opened_at + self._policy.cool_down_s - self._clock()
+
+
+def is_failure_of_service(error: Exception) -> bool:
+    """Whether an error speaks against the service called, rather than against the request."""
+    if isinstance(error, StillhouseError):
+        return error.may_repeat
+    return True
+
+
+class AttemptObserver(Protocol):
+    def attempted(self, service: str, outcome: Literal["ok", "retried", "failed"]) -> None: ...
+
+
+class Caller:
+    """Calls one integration by its policy: retries what is retryable, and spares what keeps failing.
+
+    Args:
+        service: Its name for people, metrics and operators.
+        sleep, draw: Waiting, and a number from 0 to 1, which tests replace.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        policy: RetryPolicy,
+        *,
+        observer: AttemptObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self.service, self.policy = service, policy
+        self.breaker = Breaker(service, policy.breaker, clock) if policy.breaker else None
+        self._observer, self._clock, self._sleep, self._draw = observer, clock, sleep, draw
+
+    async def call(
+        self, attempt: Callable[[], Awaitable[Result]], log_fields: Mapping[str, str] | None = None
+    ) -> Result | None:
+        """The result of the first attempt that succeeds.
+
+        Args:
+            attempt: Safe to repeat after the errors that it raises as retryable.
+            log_fields: Join the log line of each attempt that fails (``trace_id`` …).
+
+        Returns:
+            None where the integration is not critical and every attempt failed.
+
+        Raises:
+            Exception: the last attempt's error, or CircuitOpenError.
+        """
+        latest = self._clock() + self.policy.deadline_s
+        retrying = tenacity.AsyncRetrying(
+            stop=lambda state: (
+                state.attempt_number >= self.policy.attempts or self._clock() + state.upcoming_sleep > latest
+            ),
+            wait=self._wait_s,
+            retry=tenacity.retry_if_exception(_is_worth_another_attempt),
+            sleep=self._sleep,
+            before_sleep=lambda state: self._note(state, "retried", log_fields),
+            reraise=True,
+        )
+        try:
+            result: Result = await retrying(self._guarded, attempt)
+        except Exception as error:
+            self._observe("failed")
+            if self.policy.critical or not is_failure_of_service(error):
+                raise
+            log.warning("%s failed and is done without: %s", self.service, error, extra=log_fields)
+            return None
+        self._observe("ok")
+        return result
+
+    async def _guarded(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+        if self.breaker is None:
+            return await attempt()
+        with self.breaker.guard():
+            return await attempt()
+
+    def _wait_s(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        told = error.details.get("retry_after") if isinstance(error, StillhouseError) else None
+        drawn = self.policy.wait_s(state.attempt_number, self._draw())
+        return max(drawn, told) if isinstance(told, int | float) else drawn
+
+    def _note(
+        self, state: tenacity.RetryCallState, outcome: Literal["retried"], fields: Mapping[str, str] | None
+    ) -> None:
+        self._observe(outcome)
+        log.warning(
+            "attempt %d of %d at %s failed: %s",
+            state.attempt_number,
+            self.policy.attempts,
+            self.service,
+            state.outcome.exception() if state.outcome else "",
+            extra=fields,
+        )
+
+    def _observe(self, outcome: Literal["ok", "retried", "failed"]) -> None:
+        if self._observer is not None:
+            self._observer.attempted(self.service, outcome)
+
+
+def _is_worth_another_attempt(error: BaseException) -> bool:
+    return isinstance(error, StillhouseError) and error.may_repeat and not isinstance(error, CircuitOpenError)

@@ -1,0 +1,67 @@
+"""Who asks, and whether they may."""
+
+import hashlib
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from core.errors import AuthenticationError, InsufficientPermissionsError
+from deployments.edge.border import route_path
+from deployments.edge.clients import Proxies
+from deployments.edge.rates import Rates
+from deployments.edge.tokens import Scope, Tokens
+
+OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
+OPERATOR_PATHS: Final = ("/api/v1/breakers",)
+READING_POSTS: Final = ("/api/v1/predict",)
+
+
+class Authentication:
+    """Checks the token, and leaves ``client`` in the state of the request: who it is for limits and keys.
+
+    Wrong tokens are counted by address, so that guessing ends in 429.
+
+    Args:
+        tokens: None lets everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, *, tokens: Tokens | None, rates: Rates, proxies: Proxies) -> None:
+        self._app, self._tokens, self._rates, self._proxies = app, tokens, rates, proxies
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            address = self._proxies.address_of(scope)
+            client = f"address {address}"
+            path = route_path(scope)
+            if self._tokens is not None and not path.startswith(OPEN_PATHS):
+                authorization = Headers(scope=scope).get("authorization")
+                await self._check(self._tokens, authorization, address, needed_scope(scope["method"], path))
+                client = f"token {hashlib.sha256((authorization or '').encode()).hexdigest()[:16]}"
+            scope = {**scope, "state": {**scope.get("state", {}), "client": client}}
+        await self._app(scope, receive, send)
+
+    async def _check(self, tokens: Tokens, authorization: str | None, address: str, needed: Scope) -> None:
+        held = tokens.scope_of(authorization)
+        if held is None:
+            await self._rates.take("denied", address)
+            raise AuthenticationError("A valid bearer token must come in the Authorization header.")
+        if held < needed:
+            role = needed.name.lower()
+            raise InsufficientPermissionsError(
+                f"This token may not do this: use one with the scope {role}.",
+                action="do this",
+                required_role=role,
+            )
+
+
+def needed_scope(method: str, path: str) -> Scope:
+    """What a request needs: reading and predicting, making and deleting, or operating."""
+    if method in ("GET", "HEAD", "OPTIONS") or path.rstrip("/") in READING_POSTS:
+        return Scope.READ
+    return Scope.ADMIN if path.startswith(OPERATOR_PATHS) else Scope.TRAIN
+
+
+def client_of(scope: AsgiScope) -> str:
+    return str(scope.get("state", {}).get("client", "unknown"))

@@ -1,0 +1,144 @@
+"""``Idempotency-Key`` on every request that creates something: sent twice, it is done once."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import re
+import time
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.errors import IdempotencyKeyReusedError, MalformedBodyError
+from core.idempotency import LEASE_S, StoredAnswer, key_name
+from deployments.edge.authentication import client_of
+from deployments.edge.border import origin_of, route_path
+
+CREATING: Final = re.compile(r"/api/v1/(train|distill|datasets|training-jobs|runs/[^/]+/save)/?")
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
+_LARGEST_ANSWER_BYTES: Final = 8 << 20
+_KEPT_HEADERS: Final = ("content-type", "location")
+
+
+class KeyLedger(Protocol):
+    """What remembers keys for all ingresses; see ``core.idempotency.IdempotencyKeys``."""
+
+    async def claim_key(self, name: str) -> StoredAnswer | None: ...
+    async def renew_key(self, name: str) -> None: ...
+    async def complete_key(self, name: str, answer: StoredAnswer) -> None: ...
+    async def release_key(self, name: str) -> None: ...
+
+
+class Idempotency:
+    """Replays the first answer to the same request; refuses another request with the same key.
+
+    Successful answers alone are kept: after a failure the same key may be sent again.
+    """
+
+    def __init__(self, app: ASGIApp, *, ledger: KeyLedger) -> None:
+        self._app, self._ledger = app, ledger
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
+        path = route_path(scope) if key is not None else ""
+        if key is None or scope["method"] != "POST" or not CREATING.fullmatch(path):
+            await self._app(scope, receive, send)
+            return
+        if not _KEY.fullmatch(key):
+            raise MalformedBodyError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        query = scope.get("query_string", b"").decode("latin-1")
+        name = key_name(client_of(scope), scope["method"], f"{path}?{query}", key)
+        answer = await self._ledger.claim_key(name)
+        body = _Hashed(receive)
+        if answer is not None:
+            await _replay(answer, await body.to_the_end(), send)
+            return
+        origin = dataclasses.replace(origin_of(scope), idempotency=name)
+        kept = _Kept(send)
+        try:
+            async with _renewing(self._ledger, name):
+                await self._app({**scope, "state": {**scope["state"], "origin": origin}}, body, kept)
+            done = kept.answer(await body.to_the_end())
+        except BaseException:
+            await self._ledger.release_key(name)
+            raise
+        await (self._ledger.release_key(name) if done is None else self._ledger.complete_key(name, done))
+
+
+@contextlib.asynccontextmanager
+async def _renewing(ledger: KeyLedger, name: str) -> AsyncIterator[None]:
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            await ledger.renew_key(name)
+
+    renewal = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewal.cancel()
+
+
+async def _replay(answer: StoredAnswer, request_sha256: str, send: Send) -> None:
+    if answer.request_sha256 != request_sha256:
+        raise IdempotencyKeyReusedError(
+            "This Idempotency-Key came with another body before: send a new key with a new request."
+        )
+    body = answer.body.encode()
+    headers = {**answer.headers, "content-length": str(len(body)), "idempotent-replayed": "true"}
+    raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Hashed:
+    """Passes a body on and hashes it."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._hash, self._ended = receive, hashlib.sha256(), False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.request":
+            self._hash.update(message.get("body", b""))
+            self._ended = not message.get("more_body", False)
+        return message
+
+    async def to_the_end(self) -> str:
+        """Reads what the app did not; the SHA-256 of all."""
+        while not self._ended and (await self())["type"] == "http.request":
+            pass
+        return self._hash.hexdigest()
+
+
+class _Kept:
+    """Passes an answer on and keeps it, unless it is no success or too large."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._status, self._size, self._ended = 0, 0, False
+        self._headers: dict[str, str] = {}
+        self._parts: list[bytes] = []
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = Headers(raw=message["headers"])
+            self._headers = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
+        elif message["type"] == "http.response.body":
+            self._size += len(message.get("body", b""))
+            self._ended = not message.get("more_body", False)
+            if self._size <= _LARGEST_ANSWER_BYTES:
+                self._parts.append(message.get("body", b""))
+        await self._send(message)
+
+    def answer(self, request_sha256: str) -> StoredAnswer | None:
+        body = b"".join(self._parts)
+        failed_stream = b"\nevent: error\n" in b"\n" + body
+        whole = self._ended and self._size <= _LARGEST_ANSWER_BYTES
+        if not (200 <= self._status < 300 and whole) or failed_stream:
+            return None
+        return StoredAnswer(request_sha256, self._status, self._headers, body.decode(), time.time())
