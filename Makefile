@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH := deployments.proxy:middlewares
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test bench lint format clean
+.PHONY: help demo up test chaos bench lint format clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ up: $(READY)  ## Start the service and stay: http://127.0.0.1:8000/docs
 
 test: $(READY)  ## All tests, on a real local cluster where they need one
 	$(BIN)/python -m pytest
+
+chaos: $(READY)  ## Kill trainers at random under load for two minutes
+	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/cluster/test_chaos.py
 
 bench: $(READY)  ## Measure against the peers; writes benchmarks/README.md
 	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt --constraint constraints.txt

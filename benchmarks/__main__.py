@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import gpu, memory, over_http, quality, table, training
+from benchmarks import edge, gpu, memory, over_http, overload, quality, table, training
 from benchmarks.report import Section, replace_section, to_text
 
 README: Final = Path(__file__).with_name("README.md")
@@ -17,7 +17,9 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "table": table.measure,
     "memory": memory.measure,
     "quality": quality.measure,
+    "edge": edge.measure,
     "http": over_http.measure,
+    "overload": overload.measure,
     "training": training.measure,
     "gpu": gpu.measure,
 }

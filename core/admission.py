@@ -54,6 +54,14 @@ class Admission:
     def waiting(self) -> int:
         return len(self._tickets) - self.running
 
+    def check(self) -> None:
+        """Takes no place, but raises QueueFullError if there is none."""
+        if not self.free:
+            raise QueueFullError(
+                f"All {self.capacity} places before the trainers are taken: try again later.",
+                retry_after=self.retry_after_s(),
+            )
+
     @contextmanager
     def enter(self) -> Iterator[Ticket]:
         """A place for as long as the block runs.
@@ -61,11 +69,7 @@ class Admission:
         Raises:
             QueueFullError: if all are taken; ``retry_after`` is when one should be free.
         """
-        if not self.free:
-            raise QueueFullError(
-                f"All {self.capacity} places before the trainers are taken: try again later.",
-                retry_after=self.retry_after_s(),
-            )
+        self.check()
         ticket = Ticket(self._clock)
         self._tickets.add(ticket)
         try:

@@ -45,8 +45,11 @@ class DemoError(Exception):
 
 
 @contextlib.contextmanager
-def running_service(folder: Path) -> Iterator[str]:
+def running_service(folder: Path, **arguments: Mapping[str, object]) -> Iterator[str]:
     """The service of ``serve_config.yaml`` on a free port and a new local cluster, until the block ends.
+
+    Args:
+        arguments: Sections of the application's arguments, each laid over the file's.
 
     Yields:
         Its address.
@@ -55,7 +58,7 @@ def running_service(folder: Path) -> Iterator[str]:
         DemoError: if it does not become ready.
     """
     config, port = folder / "serve_config.yaml", _free_port()
-    config.write_text(yaml.safe_dump(_configured(folder, port)))
+    config.write_text(yaml.safe_dump(_configured(folder, port, arguments)))
     log = folder / "service.log"
     command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(config)]
     say(f"Starting Ray and the service on http://127.0.0.1:{port} …")
@@ -204,12 +207,14 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def _configured(folder: Path, port: int) -> dict[str, Any]:
+def _configured(folder: Path, port: int, changes: Mapping[str, Mapping[str, object]]) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["http_options"]["port"] = port
     arguments = config["applications"][0]["args"]
     arguments["storage_url"] = f"file://{folder}/storage"
     arguments["data_roots"] = [f"{folder}/data"]
+    for section, changed in changes.items():
+        arguments[section] = {**arguments.get(section, {}), **changed}
     return config
 
 

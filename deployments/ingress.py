@@ -136,6 +136,7 @@ class Ingress:
         """See ``Service.run_job``."""
         if not isinstance(payload, Mapping):
             raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
+        self._admission.check()  # an overloaded service does not validate first
         await self._runtime.refresh()
         try:
             request = await asyncio.to_thread(self._validated, kind, payload, asyncio.get_running_loop())
