@@ -51,7 +51,7 @@ def test_killing_trainers_at_random_loses_nothing_and_leaves_no_untyped_answer(
 ) -> None:
     payload = {"dataset_id": dataset, "target_column": "kind", "epochs": 3}
     predict = {"run_id": teacher["run_id"], "rows": [ROW]}
-    draw = random.Random(7)
+    draw = random.Random(7)  # noqa: S311
     killed = 0
     with service.client() as client:
         calls = [lambda: client.post("/api/v1/train", json=payload)] * 4

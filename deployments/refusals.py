@@ -1,0 +1,78 @@
+"""What Serve's proxy answers by itself, in plain text, told in the dialect of the route."""
+
+import json
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core import errors
+from core.errors import (
+    OverloadedError,
+    ServiceUnavailableError,
+    StillhouseError,
+)
+from deployments.dialects import Asked, render
+from deployments.origin import Origin
+
+_SERVES_OWN: Final = "/-/"
+
+
+class OwnWords:
+    """Replaces failures that carry no code of ours: no replica lives, none is free, or one was lost.
+
+    Serve's 404 is one of them: what lies below the application's prefix is the application's to answer, so
+    it means that the application is not there yet.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
+            await self._app(scope, receive, send)
+            return
+        replaced = False
+
+        async def translated(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and _is_foreign(message):
+                replaced = True
+                await _send_error(_error_of(message["status"]), scope, message, send)
+            elif not replaced:
+                await send(message)
+
+        await self._app(scope, receive, translated)
+
+
+def _is_foreign(start: Message) -> bool:
+    headers = Headers(raw=start["headers"])
+    return bool(start["status"] >= 400 and "x-error-code" not in headers and "x-trace-id" not in headers)
+
+
+def _error_of(status: int) -> StillhouseError:
+    if status == 429:
+        return OverloadedError()
+    if status == 408:
+        return errors.TimeoutError()
+    if status == 500:
+        return ServiceUnavailableError("The part that worked on this request was lost: send it again.")
+    return ServiceUnavailableError("The service is starting or restarting: try again in a few seconds.")
+
+
+async def _send_error(error: StillhouseError, scope: Scope, start: Message, send: Send) -> None:
+    asked = Headers(scope=scope)
+    given = Headers(raw=start["headers"]).get("x-request-id") or asked.get("x-request-id")
+    origin = Origin.of(given, asked.get("traceparent"))
+    rendered = render(error, Asked(scope["path"], asked.get("accept"), origin.request_id, origin.trace_id))
+    body = json.dumps(rendered.body).encode()
+    headers = {
+        **rendered.headers,
+        "X-Request-ID": origin.request_id,
+        "X-Trace-Id": origin.trace_id,
+        "Content-Type": rendered.media_type,
+        "Content-Length": str(len(body)),
+    }
+    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": rendered.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
