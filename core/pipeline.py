@@ -219,7 +219,7 @@ def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> 
 
 def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
     """The features, float32 (N, F); the columns are freed, and Arrow gives their memory back."""
-    features = encoder.transform(columns, consume=True).features
+    features = encoder.transform(columns, consume=True, strict_dates=False).features
     pa.default_memory_pool().release_unused()
     return features
 

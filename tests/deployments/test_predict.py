@@ -228,6 +228,29 @@ async def test_unseen_categories_and_nulls_are_used_and_counted(client, run_id):
     assert sorted(json.loads(response.headers["x-warnings"])) == sorted(body["warnings"])
 
 
+async def test_malformed_date_or_boolean_is_named_by_row_however_it_is_sent(client):
+    table = "day,size,kind\n" + "".join(
+        f"{i % 28 + 1}/0{i % 9 + 1}/2024,{i},{'ab'[i % 2]}\n" for i in range(60)
+    )
+    run = await trained(client, await upload(client, table), date_columns=["day"])
+    ids = {"run_id": run["run_id"]}
+    for wrong, wanted in (
+        (
+            {"day": ["1/02/2024", "soon", None], "size": [1, 2, 3]},
+            "Row 1: column 'day' needs a date like 31/01/2024",
+        ),
+        ({"day": ["1/02/2024"] * 3, "size": [None, True, False]}, "Row 1: column 'size' needs a number"),
+    ):
+        rows = [dict(zip(wrong, values, strict=True)) for values in zip(*wrong.values(), strict=True)]
+        answers = [
+            await client.post(PREDICT, json=ids | {"rows": rows}),
+            await client.post(PREDICT, json=ids | {"columns": wrong}),
+            *[await send_table(client, rows, media_type, **ids) for media_type in TABLES],
+        ]
+        for answer in answers:
+            assert failed(answer, 422, "INVALID_PREDICTION_INPUT").startswith(wanted)
+
+
 async def test_large_body_is_answered_whole(client, run_id, expected):
     count = 20_000
     body = answer_of(await client.post(PREDICT, json={"run_id": run_id, "rows": ROWS[:2] * (count // 2)}))
