@@ -202,8 +202,8 @@ def test_numbers_are_imputed_and_standardised_as_scikit_learn_does(values, offse
     imputed = SimpleImputer(strategy="median").fit_transform(given_values[:, None])
     imputed -= np.median(known)  # scikit-learn itself loses digits to the offset
     expected = StandardScaler().fit_transform(imputed)[:, 0]
-    # float64 spacing at 3e12 is 5e-4, against spreads of at least 0.1 / 40
-    np.testing.assert_allclose(features[:, 0], expected, rtol=1e-6, atol=1e-6 if offset == 0 else 1e-3)
+    # a mean near 3e12 is off by up to 2.5e-4, half the spacing of float64, against deviations from 0.0156
+    np.testing.assert_allclose(features[:, 0], expected, rtol=1e-6, atol=1e-6 if offset == 0 else 2e-2)
     assert encoder.feature_names == (("x", "x is null") if np.isnan(given_values).any() else ("x",))
 
 
