@@ -197,10 +197,17 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
     """The table with every column that the request names.
 
     Raises:
+        DatasetTooLargeError: if it has more rows or columns than the request allows.
         DatasetError: if it cannot be read or lacks one of them.
     """
     source: DataSource = request.data
-    table = read_table(open_file, source.format, sheet_name=source.sheet_name)  # type: ignore[arg-type]
+    table = read_table(
+        open_file,
+        source.format,  # type: ignore[arg-type]
+        sheet_name=source.sheet_name,
+        max_rows=source.max_rows,
+        max_columns=source.max_columns,
+    )
     pa.default_memory_pool().release_unused()  # what reading took beside the table
     named = (request.target_column, *request.exclude_columns, *request.date_columns)
     absent = [name for name in named if name not in table.column_names]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from core.catalogue import CATALOGUE, Entry
-from core.errors import MethodNotAllowedError, RunNotFoundError, SchemaError, StillhouseError
+from core.errors import DatasetError, MethodNotAllowedError, RunNotFoundError, SchemaError, StillhouseError
 
 HANDLER_ROUTES: Final = frozenset({"/api/v1/train", "/api/v1/distill"})
 TEACHER_NOT_FOUND: Final = "Teacher run not found or expired."
@@ -46,7 +46,8 @@ def handler_answer(error: StillhouseError) -> tuple[int, dict[str, object]]:
     entry = CATALOGUE[error.code]
     if isinstance(error, RunNotFoundError):
         return 404, {"status": "error", "error": TEACHER_NOT_FOUND}
-    status = entry.status if entry.status in _HANDLER_STATUSES else 400
+    from_data = isinstance(error, DatasetError)  # 413 is for bodies, and the edge's
+    status = entry.status if entry.status in _HANDLER_STATUSES and not from_data else 400
     return status, {"status": "error", "error": error.message}
 
 
