@@ -1,7 +1,7 @@
 """The web application: routes, error translation and the edge, over a ``Service``."""
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
 from deployments.edge import Edge, Tokens
@@ -58,7 +59,8 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
         middleware=[
-            Middleware(Edge, tokens=tokens, limits=settings.limits, sends_request_id=not behind_serve)
+            Middleware(Edge, tokens=tokens, limits=settings.limits, sends_request_id=not behind_serve),
+            Middleware(HeadAsGet),
         ],
     )
     example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
@@ -77,6 +79,23 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     return app
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without the body, which Starlette's own routes do and FastAPI's do not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_headers)
+
+
 async def _name_http_error(request: Request, error: Exception) -> Response:
     """Starlette's and FastAPI's own errors as ours; the edge writes them down."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for these
@@ -90,13 +109,19 @@ async def _name_http_error(request: Request, error: Exception) -> Response:
     raise MalformedBodyError(str(error.detail))
 
 
+_ROUTED: Final = {"HEAD": "GET"}
+
+
 def _allowed_methods(request: Request) -> list[str]:
     """What the path takes. Starlette's own Allow header knows only the first route of a path."""
     routes = request.app.router.routes
     return [
         method
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+        if any(
+            route.matches({**request.scope, "method": _ROUTED.get(method, method)})[0] is Match.FULL
+            for route in routes
+        )
     ]
 
 
