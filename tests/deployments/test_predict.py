@@ -110,6 +110,24 @@ async def test_json_is_answered_in_input_order(client, run_id, expected, shape, 
     assert body["warnings"] == []
 
 
+@pytest.mark.parametrize("in_body", [False, True])
+@pytest.mark.parametrize("kind", ["run_id", "model_id"])
+async def test_model_of_a_json_body_may_be_named_in_the_query(client, run_id, expected, kind, in_body):
+    ids = {kind: {"run_id": run_id, "model_id": "m"}[kind]}
+    response = await client.post(PREDICT, params=ids, json={"rows": ROWS} | (ids if in_body else {}))
+    assert answer_of(response)["predictions"] == expected.labels()
+
+
+@pytest.mark.parametrize(
+    "query", [{"run_id": "other"}, {"model_id": "m"}, {"run_id": "other", "model_id": "m"}]
+)
+async def test_body_and_query_that_name_different_models_are_422(client, run_id, query):
+    response = await client.post(PREDICT, params=query, json={"run_id": run_id, "rows": ROWS})
+    [violation] = failed(response, 422, "SCHEMA_VIOLATION")
+    assert violation["loc"][0] == "query"
+    assert "same run or model" in violation["msg"]
+
+
 async def test_order_follows_the_rows(client, run_id, expected):
     body = answer_of(await client.post(PREDICT, json={"run_id": run_id, "rows": ROWS[::-1]}))
     assert body["predictions"] == expected.labels()[::-1]
