@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION: Final = 1
 FOLDER: Final = "runs"
 RETRY_FOR_S: Final = 20.0
+SWEEP_EVERY_S: Final = 15.0
 Result = TypeVar("Result")
 
 
@@ -167,6 +168,18 @@ class BundleRegistry:
         await self._drop(self._index.expire())
         return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
 
+    async def sweep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Drops the files of expired runs, at most ``SWEEP_EVERY_S`` late, for ever; nobody need ask."""
+        gone: list[str] = []
+        while True:
+            await sleep(SWEEP_EVERY_S)
+            gone += self._index.expire()
+            try:
+                await self._drop(gone)
+                gone.clear()
+            except Exception:
+                log.exception("expired runs could not be dropped; they will be with the next ones")
+
     def _restore(self) -> None:
         entries, orphans = [], {*self._storage.names(FOLDER, ".safetensors")}
         for name in self._storage.names(FOLDER, ".json"):
@@ -200,6 +213,14 @@ class BundleRegistry:
     def _delete_files(self, run_id: str) -> None:
         self._storage.delete(entry_path(run_id))
         self._storage.delete(bundle_path(run_id))
+
+
+class RegistryActor(BundleRegistry):
+    """The registry as it runs: on the loop of its actor, sweeping by itself."""
+
+    def __init__(self, configuration: RegistryConfiguration) -> None:
+        super().__init__(configuration)
+        self._sweeping = asyncio.get_running_loop().create_task(self.sweep(asyncio.sleep))
 
 
 def bundle_path(run_id: str) -> str:
@@ -303,7 +324,7 @@ class RegistryClient:
 
     def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
         registry = self._settings.registry
-        actor_class = ray.remote(BundleRegistry).options(
+        actor_class = ray.remote(RegistryActor).options(
             name=registry.name,
             namespace=registry.namespace,
             get_if_exists=True,
