@@ -15,14 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from core.errors import AuthenticationError, BodyTooLargeError, StillhouseError
 from core.exchange import TABLES
 from deployments.dialects import Rendered, render
-from deployments.proxy import CONTROL_HEADERS
+from deployments.proxy import CONTROL_HEADERS, REQUEST_ID
 from deployments.settings import Limits, Settings, environment_tokens
 
 log = logging.getLogger(__name__)
 
 OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
 _LENGTH: Final = re.compile(r"[0-9]{1,20}")  # others are no lengths; the body is counted anyway
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Tokens:
@@ -93,7 +92,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4())
+        request_id = given_id if REQUEST_ID.fullmatch(given_id) else str(uuid.uuid4())
         stripped = [(name, value) for name, value in scope["headers"] if name.lower() not in CONTROL_HEADERS]
         scope = {**scope, "headers": stripped, "state": {**scope.get("state", {}), "request_id": request_id}}
         answer = _Answer(send, request_id if self._sends_request_id else None)

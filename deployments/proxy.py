@@ -5,7 +5,9 @@ file of 1 GB, 1.3 GB were once in the ingress's memory. Held back here, the clie
 """
 
 import asyncio
+import re
 import time
+import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -24,6 +26,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
 CONTROL_HEADERS: Final = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"}
 )
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 UPLOADS: Final = "/api/v1/datasets"
 BYTES_PER_S: Final = 100e6
 BURST_BYTES: Final = 1 << 20
@@ -116,6 +119,24 @@ class WithoutControlHeaders:
         await self._app({**scope, "headers": kept}, receive, send)
 
 
+class OneRequestId:
+    """Gives a request without a valid ``X-Request-ID`` a new one, before Serve takes and echoes what it has.
+
+    So logs of Serve, answers and our own errors name the request alike.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = scope.get("headers", [])
+        given = [value for name, value in headers if name.lower() == b"x-request-id"]
+        valid = len(given) == 1 and REQUEST_ID.fullmatch(given[0].decode("latin-1"))
+        request_id = given[0] if valid else str(uuid.uuid4()).encode()
+        others = [pair for pair in headers if pair[0].lower() != b"x-request-id"]
+        await self._app({**scope, "headers": [*others, (b"x-request-id", request_id)]}, receive, send)
+
+
 def middlewares() -> list[Middleware]:
-    """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``."""
-    return [Middleware(PacedUploads), Middleware(WithoutControlHeaders)]
+    """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``; Serve wraps itself in them, the last outermost."""
+    return [Middleware(PacedUploads), Middleware(WithoutControlHeaders), Middleware(OneRequestId)]

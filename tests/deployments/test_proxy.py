@@ -3,17 +3,23 @@
 import asyncio
 import pickle  # noqa: TID251  # as Serve does
 
+import httpx
 import pytest
+from ray.serve._private.http_util import _apply_middlewares
 
 from deployments.proxy import (
     BURST_BYTES,
     BYTES_PER_S,
     CONTROL_HEADERS,
     PIECE_BYTES,
+    REQUEST_ID,
+    OneRequestId,
     PacedUploads,
     WithoutControlHeaders,
     middlewares,
 )
+from deployments.web import build_web_app
+from tests.deployments.local import PROBLEM
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +128,39 @@ async def test_proxy_never_holds_more_than_two_pieces() -> None:
 
 
 async def test_serve_finds_the_middleware() -> None:
-    assert [middleware.cls for middleware in middlewares()] == [PacedUploads, WithoutControlHeaders]
+    assert [middleware.cls for middleware in middlewares()] == [
+        PacedUploads,
+        WithoutControlHeaders,
+        OneRequestId,
+    ]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["id-1"],
+        ["a.b_c-9"],
+        [""],
+        ["two words"],
+        ["x" * 129],
+        ["Ü"],
+        ["<script>"],
+        ["a", "b"],
+        ["a", "a"],
+    ],
+)
+async def test_answer_and_error_name_the_request_alike_and_validly(service, given) -> None:
+    app = _apply_middlewares(build_web_app(service), middlewares())  # as Serve's proxy is wrapped
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://stillhouse") as client:
+        headers = [("accept", PROBLEM), *[("x-request-id", value) for value in given]]
+        answer = await client.get(
+            "/nowhere", headers=[(name, value.encode("latin-1")) for name, value in headers]
+        )
+    by_edge, by_serve = answer.headers.get_list("x-request-id")
+    assert by_edge == by_serve == answer.json()["trace_id"]
+    assert REQUEST_ID.fullmatch(by_serve)
+    assert len(given) != 1 or not REQUEST_ID.fullmatch(given[0]) or by_serve == given[0]
 
 
 async def test_no_control_header_reaches_serve() -> None:
