@@ -213,7 +213,7 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
     absent = [name for name in named if name not in table.column_names]
     if absent:
         raise DatasetError(
-            f"The data has no column {listed(absent)}; it has {listed(table.column_names)}.",
+            f"The data has no column {listed(absent)}; it has {listed(table.column_names, 5)}.",
             missing=absent,
         )
     return table
@@ -340,8 +340,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 def _check_mode_fits(mode: TrainingMode, target: Target) -> None:
     if mode in CLASSIFICATION_ONLY and target.task != "classification":
         raise TrainingModeError(
-            f"training_mode {mode} needs a classification target; this one is continuous: "
-            "use mlp_dense, or task=classification",
+            f"training_mode {mode} needs a classification target: use mlp_dense or task=classification",
             field="training_mode",
         )
 
