@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Serve's HTTP proxy holds uploads back to what the ingress can take.
+# Serve's HTTP proxy holds uploads back to what the ingress can take (see deployments/proxy.py).
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH := deployments.proxy:middlewares
+export RAY_free_objects_batch_size := 8
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test chaos bench lint format clean

@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import edge, gpu, memory, over_http, overload, quality, table, training
+from benchmarks import edge, gpu, memory, over_http, overload, proxies, quality, table, training
 from benchmarks.report import Section, replace_section, to_text
 
 README: Final = Path(__file__).with_name("README.md")
@@ -20,6 +20,7 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "edge": edge.measure,
     "http": over_http.measure,
     "overload": overload.measure,
+    "proxies": proxies.measure,
     "training": training.measure,
     "gpu": gpu.measure,
 }

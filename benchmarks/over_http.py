@@ -99,14 +99,14 @@ def train_run(client: httpx.Client, folder: Path) -> str:
     return run_id
 
 
-def _one_row_call(run_id: str | None) -> Call:
+def one_row_call(run_id: str | None) -> Call:
     row = mixed_table(1, seed=1).drop_columns(TARGET).to_pylist()
     body = {"rows": row} if run_id is None else {"run_id": run_id, "rows": row}
     return Call("POST", "/api/v1/predict", json.dumps(body).encode())
 
 
 def _one_row_times(url: str, run_id: str) -> Times:
-    predict, ready = _one_row_call(run_id), Call("GET", "/health/ready")
+    predict, ready = one_row_call(run_id), Call("GET", "/health/ready")
     with contextlib.closing(Connection(url)) as connection:
         for _ in range(100):
             connection.send(predict)
@@ -138,8 +138,8 @@ def _loads(url: str, run_id: str, file: bytes, folder: Path) -> dict[str, list[L
     with bare_service(file, folder) as bare_url:
         for _ in range(LOAD_ROUNDS):
             for name, address, call in (
-                (SERVICE, url, _one_row_call(run_id)),
-                (BARE, bare_url, _one_row_call(None)),
+                (SERVICE, url, one_row_call(run_id)),
+                (BARE, bare_url, one_row_call(None)),
             ):
                 loads[name].append(run_load(address, call, clients=CLIENTS, seconds=LOAD_S))
     return loads

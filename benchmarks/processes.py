@@ -89,3 +89,16 @@ def _command(pid: int) -> str:
         return (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
+
+
+def ports_open_to_others(command: str) -> list[int]:
+    """TCP ports on which processes of that name below this one listen for every address."""
+    listening = {}
+    for line in (PROC / "net" / "tcp").read_text().splitlines()[1:]:
+        local, state, inode = (line.split()[index] for index in (1, 3, 9))
+        address, port = local.split(":")
+        if state == "0A" and address == "00000000":
+            listening[f"socket:[{inode}]"] = int(port, 16)
+    pids = [pid for pid in _descendants(os.getpid()) if Path(_command(pid).split(" ")[0]).name == command]
+    links = {str(link.readlink()) for pid in pids for link in (PROC / str(pid) / "fd").iterdir()}
+    return sorted(port for socket, port in listening.items() if socket in links)

@@ -104,7 +104,14 @@ class DatasetCatalogue:
     def source(self, dataset_id: str) -> DataSource:
         """Where the rows of a dataset lie; raises DatasetNotFoundError."""
         dataset = self.get(dataset_id)
-        return DataSource("dataset", _data(dataset_id, dataset.format), dataset.format, dataset_id)
+        return DataSource(
+            "dataset",
+            _data(dataset_id, dataset.format),
+            dataset.format,
+            dataset_id,
+            max_rows=self._max_rows,
+            max_columns=self._max_columns,
+        )
 
     def preview(self, dataset_id: str, rows: int) -> pa.Table:
         """The first rows; raises DatasetNotFoundError."""

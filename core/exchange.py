@@ -66,12 +66,30 @@ def parse_json(body: bytes) -> object:
         raise MalformedBodyError(f"The body must be JSON ({reason}): correct it and send it again.") from None
 
 
-def parse_predict_body(body: bytes) -> PredictBody:
-    """Raises MalformedBodyError or SchemaError."""
+def parse_predict_body(body: bytes, run_id: str | None = None, model_id: str | None = None) -> PredictBody:
+    """The body, with the model that the query names where it does.
+
+    Raises:
+        MalformedBodyError
+        SchemaError: also if body and query differ.
+    """
+    fields = parse_json(body)
+    if isinstance(fields, dict):
+        fields = _with_query(fields, {"run_id": run_id, "model_id": model_id})
     try:
-        return PredictBody.model_validate(parse_json(body))
+        return PredictBody.model_validate(fields)
     except ValidationError as error:
         raise schema_error(error) from None
+
+
+def _with_query(fields: dict[str, object], query: Mapping[str, str | None]) -> dict[str, object]:
+    in_query = {name: value for name, value in query.items() if value is not None}
+    in_body = {name: fields[name] for name in query if fields.get(name) is not None}
+    if in_query and in_body and in_query != in_body:
+        message = "Body and query must name the same run or model: leave it out of one of them."
+        violation = {"type": "value_error", "loc": ("query", next(iter(in_query))), "msg": message}
+        raise SchemaError(message, violations=[violation])
+    return fields | in_query
 
 
 def schema_error(error: ValidationError) -> SchemaError:

@@ -46,6 +46,7 @@ class IdempotencyKeys:
         self._storage, self._clock = storage, clock
         self._claims: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._swept_on: str | None = None
 
     def claim(self, name: str) -> StoredAnswer | None:
         """The answer that was given already, or None: the caller may do the work, and must release the name.
@@ -78,14 +79,17 @@ class IdempotencyKeys:
         self._claims.pop(name, None)
 
     def sweep(self) -> None:
-        """Forgets what is older than ``LIFETIME_S``, and claims that lapsed."""
+        """Forgets claims that lapsed and, once a day, what is older than ``LIFETIME_S``."""
         now = self._clock()
         with self._lock:
             self._claims = {name: until for name, until in self._claims.items() if until > now}
+        if self._swept_on == _day(now):
+            return
         kept = {_day(now), _day(now - LIFETIME_S)}
         days = {name.split("/")[1] for name in self._storage.names(FOLDER)}
         for day in days - kept:
             self._storage.delete_folder(f"{FOLDER}/{day}")
+        self._swept_on = _day(now)
 
     def _find(self, name: str, now: float) -> StoredAnswer | None:
         for at in {_day(now): now, _day(now - LIFETIME_S): now - LIFETIME_S}.values():

@@ -197,16 +197,23 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
     """The table with every column that the request names.
 
     Raises:
+        DatasetTooLargeError: if it has more rows or columns than the request allows.
         DatasetError: if it cannot be read or lacks one of them.
     """
     source: DataSource = request.data
-    table = read_table(open_file, source.format, sheet_name=source.sheet_name)  # type: ignore[arg-type]
+    table = read_table(
+        open_file,
+        source.format,  # type: ignore[arg-type]
+        sheet_name=source.sheet_name,
+        max_rows=source.max_rows,
+        max_columns=source.max_columns,
+    )
     pa.default_memory_pool().release_unused()  # what reading took beside the table
     named = (request.target_column, *request.exclude_columns, *request.date_columns)
     absent = [name for name in named if name not in table.column_names]
     if absent:
         raise DatasetError(
-            f"The data has no column {listed(absent)}; it has {listed(table.column_names)}.",
+            f"The data has no column {listed(absent)}; it has {listed(table.column_names, 5)}.",
             missing=absent,
         )
     return table
@@ -219,7 +226,7 @@ def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> 
 
 def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
     """The features, float32 (N, F); the columns are freed, and Arrow gives their memory back."""
-    features = encoder.transform(columns, consume=True).features
+    features = encoder.transform(columns, consume=True, strict_dates=False).features
     pa.default_memory_pool().release_unused()
     return features
 
@@ -333,8 +340,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 def _check_mode_fits(mode: TrainingMode, target: Target) -> None:
     if mode in CLASSIFICATION_ONLY and target.task != "classification":
         raise TrainingModeError(
-            f"training_mode {mode} needs a classification target; this one is continuous: "
-            "use mlp_dense, or task=classification",
+            f"training_mode {mode} needs a classification target: use mlp_dense or task=classification",
             field="training_mode",
         )
 

@@ -23,6 +23,8 @@ import httpx
 import yaml
 from sklearn.datasets import load_breast_cancer
 
+from deployments.proxy import ENVIRONMENT
+
 START_TIMEOUT_S: Final = 180
 CONFIG: Final = Path(__file__).parents[1] / "serve_config.yaml"
 TEACHER: Final = {"hidden_dim": 256, "num_hidden_layers": 2}
@@ -66,7 +68,7 @@ def running_service(folder: Path, **arguments: Mapping[str, object]) -> Iterator
         process = subprocess.Popen(  # noqa: S603  # our own command
             command,
             cwd=CONFIG.parent,
-            env={**os.environ, "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy:middlewares"},
+            env={**os.environ, **ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ from typing import Final
 
 from core.errors import (
     AuthenticationError,
+    DatasetError,
     MethodNotAllowedError,
     RunNotFoundError,
     SchemaError,
@@ -59,7 +60,8 @@ def handler_answer(error: StillhouseError, _: Asked | None = None) -> tuple[int,
     """``(status, body)`` of train and distil: never 500, 404 for a teacher run alone (seed 000)."""
     if isinstance(error, RunNotFoundError):
         return 404, {"status": "error", "error": TEACHER_NOT_FOUND}
-    status = error.entry.status if error.entry.status in _HANDLER_STATUSES else 400
+    from_data = isinstance(error, DatasetError)  # 413 is for bodies, and the edge's
+    status = error.entry.status if error.entry.status in _HANDLER_STATUSES and not from_data else 400
     return status, {"status": "error", "error": redact_text(error.message)}
 
 

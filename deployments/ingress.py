@@ -317,8 +317,16 @@ class _Lookups:
         return self._ingress.datasets.source(dataset_id)
 
     def find_path(self, data_path: str) -> DataSource:
-        file = resolve_within(data_path, self._ingress.settings.roots())
-        return DataSource("path", data_path, format_of(file.name, None), PurePath(data_path).name)
+        settings = self._ingress.settings
+        file = resolve_within(data_path, settings.roots())
+        return DataSource(
+            "path",
+            data_path,
+            format_of(file.name, None),
+            PurePath(data_path).name,
+            max_rows=settings.limits.rows,
+            max_columns=settings.limits.columns,
+        )
 
     def model_exists(self, model_id: str) -> bool:
         return self._ingress.models.exists(model_id)

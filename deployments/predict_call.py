@@ -17,7 +17,7 @@ class PredictCall:
     Attributes:
         body: As bytes where it is small, as uint8 array where it is large.
         media_type: Of the body.
-        run_id, model_id: From the query; JSON bodies carry their own.
+        run_id, model_id: From the query; JSON bodies may carry their own instead.
     """
 
     body: bytes | np.ndarray

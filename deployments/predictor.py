@@ -95,7 +95,7 @@ class Predictor:
             StillhouseError: as the contract's section 7 has it.
         """
         if call.media_type == JSON:
-            body = parse_predict_body(bytes(call.body))
+            body = parse_predict_body(bytes(call.body), call.run_id, call.model_id)
             model = await self._model(reference(body.run_id, body.model_id))
             accept = choose_media_type(call.accept, JSON)
             columns = columns_of(body, [column.name for column in model.bundle.encoder.columns])

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION: Final = 1
 FOLDER: Final = "runs"
 RETRY_FOR_S: Final = 20.0
+SWEEP_EVERY_S: Final = 15.0
 Result = TypeVar("Result")
 
 
@@ -182,6 +183,19 @@ class BundleRegistry:
     async def release_key(self, name: str) -> None:
         self._keys.release(name)
 
+    async def sweep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Drops expired runs and keys, at most ``SWEEP_EVERY_S`` late, for ever; nobody need ask."""
+        gone: list[str] = []
+        while True:
+            await sleep(SWEEP_EVERY_S)
+            gone += self._index.expire()
+            try:
+                await self._drop(gone)
+                gone.clear()
+                await asyncio.to_thread(self._keys.sweep)
+            except Exception:
+                log.exception("expired runs could not be dropped; they will be with the next ones")
+
     def _restore(self) -> None:
         entries, orphans = [], {*self._storage.names(FOLDER, ".safetensors")}
         for name in self._storage.names(FOLDER, ".json"):
@@ -215,6 +229,14 @@ class BundleRegistry:
     def _delete_files(self, run_id: str) -> None:
         self._storage.delete(entry_path(run_id))
         self._storage.delete(bundle_path(run_id))
+
+
+class RegistryActor(BundleRegistry):
+    """The registry as it runs: on the loop of its actor, sweeping by itself."""
+
+    def __init__(self, configuration: RegistryConfiguration) -> None:
+        super().__init__(configuration)
+        self._sweeping = asyncio.get_running_loop().create_task(self.sweep(asyncio.sleep))
 
 
 def bundle_path(run_id: str) -> str:
@@ -330,7 +352,7 @@ class RegistryClient:
 
     def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
         registry = self._settings.registry
-        actor_class = ray.remote(BundleRegistry).options(
+        actor_class = ray.remote(RegistryActor).options(
             name=registry.name,
             namespace=registry.namespace,
             get_if_exists=True,

@@ -106,7 +106,7 @@ class Trainer:
             reason = _runtime_error()
             if reason is not None:
                 raise RuntimeUnavailableError(
-                    f"PyTorch is not available on this server ({reason}). Ask the operator to install it."
+                    f"PyTorch cannot be imported ({reason}): ask the operator to install it."
                 )
             return self._keep(job, self._train(job))
         except TrainingStoppedError:

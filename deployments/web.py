@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,8 +10,10 @@ from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
 from deployments.edge import edge
@@ -56,9 +58,12 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         redoc_url=None,
         responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
-        middleware=edge(
-            settings, service.keys, service.observer, time.monotonic, sends_request_id=not behind_serve
-        ),
+        middleware=[
+            *edge(
+                settings, service.keys, service.observer, time.monotonic, sends_request_id=not behind_serve
+            ),
+            Middleware(HeadAsGet),
+        ],
     )
     example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
     for router in (
@@ -77,6 +82,23 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     return app
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without the body, which Starlette's own routes do and FastAPI's do not."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_headers)
+
+
 async def _name_http_error(request: Request, error: Exception) -> Response:
     """Starlette's and FastAPI's own errors as ours; the edge writes them down."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for these
@@ -90,13 +112,19 @@ async def _name_http_error(request: Request, error: Exception) -> Response:
     raise MalformedBodyError(str(error.detail))
 
 
+_ROUTED: Final = {"HEAD": "GET"}
+
+
 def _allowed_methods(request: Request) -> list[str]:
     """What the path takes. Starlette's own Allow header knows only the first route of a path."""
     routes = request.app.router.routes
     return [
         method
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+        if any(
+            route.matches({**request.scope, "method": _ROUTED.get(method, method)})[0] is Match.FULL
+            for route in routes
+        )
     ]
 
 

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import gpus_per_trainer
+from deployments.proxy import ENVIRONMENT
 from deployments.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -95,3 +96,9 @@ def test_versions_that_the_files_name_agree() -> None:
     assert spec["rayClusterConfig"]["rayVersion"] == pins["ray"]
     assert pins["torch"] == "2.13.0"
     assert not [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "/" in line]
+
+
+@pytest.mark.parametrize("file", ["Makefile", "k8s/Dockerfile"])
+def test_every_way_to_start_ray_sets_what_its_proxy_needs(file: str) -> None:
+    text = (ROOT / file).read_text().replace(" := ", "=")
+    assert [f"{name}={value}" for name, value in ENVIRONMENT.items() if f"{name}={value}" not in text] == []

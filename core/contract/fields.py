@@ -152,8 +152,7 @@ def parse_model_id(given: object, name: str = "model_id") -> str:
     if isinstance(given, str) and MODEL_ID.fullmatch(given):
         return given
     raise ParameterError(
-        f"{name} must be at most 128 letters, digits, '.', '_' or '-', starting with a letter or digit, "
-        f"got {shown(given)}",
+        f"{name} must be 1 to 128 of A-Z a-z 0-9 . _ - and start with a letter or digit, got {shown(given)}",
         field=name,
     )
 

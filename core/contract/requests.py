@@ -16,6 +16,7 @@ class DataSource:
         kind: ``dataset``: ``location`` is a name in storage; ``path``: a file below a data root.
         format: A ``core.table.Format``.
         label: How messages and lineage call it; never a server path.
+        max_rows, max_columns: What the table may have; None: no limit.
     """
 
     kind: Literal["dataset", "path"]
@@ -23,6 +24,8 @@ class DataSource:
     format: str
     label: str
     sheet_name: str | None = None
+    max_rows: int | None = None
+    max_columns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

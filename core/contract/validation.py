@@ -60,7 +60,7 @@ def check_runtime(draft: Draft) -> None:
     reason = draft.lookups.runtime_error()
     if reason is not None:
         raise RuntimeUnavailableError(
-            f"PyTorch is not available on this server ({reason}). Ask the operator to install it."
+            f"PyTorch cannot be imported ({reason}): ask the operator to install it."
         )
 
 

@@ -33,6 +33,7 @@ _TIME = (
     r"(?:(?:[ ,]+|t)(?P<hour>\d\d?):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.\d+)?)?"
     r"(?: ?(?P<half>[ap]m))?(?: ?(?:utc|gmt|z|(?P<sign>[+-])(?P<zone_hour>\d\d):?(?P<zone_minute>\d\d)))?)?"
 )
+_EXAMPLES = {"iso": "%Y-%m-%d"}
 _TEXT_FORMATS = (
     ISO,
     "%d/%m/%Y",
@@ -129,6 +130,14 @@ def _hour(parts: dict[str, str | None]) -> int:
     if hour > (23 if half is None else 12) or (half is not None and hour == 0):
         raise ValueError("there is no such hour")
     return hour if half is None else hour % 12 + (12 if half.lower() == "pm" else 0)
+
+
+def example(date_format: str) -> str:
+    """31 January 2024 in this format."""
+    day = date(2024, 1, 31)
+    return (
+        str(seconds_of(day)) if date_format == UNIX else day.strftime(_EXAMPLES.get(date_format, date_format))
+    )
 
 
 def choose_format(texts: Sequence[str], counts: np.ndarray) -> str:

@@ -69,12 +69,15 @@ class Encoder:
         """Indices of the features that were 0 in every training row, int64: their weights mean nothing."""
         return self._layout.idle_features()
 
-    def transform(self, columns: Mapping[str, Column], *, consume: bool = False) -> Encoded:
+    def transform(
+        self, columns: Mapping[str, Column], *, consume: bool = False, strict_dates: bool = True
+    ) -> Encoded:
         """Encodes rows; equal values give equal bits, whether they come as lists or as Arrow arrays.
 
         Args:
             columns: Arrow arrays or lists of JSON values; columns unknown to the encoder are ignored.
             consume: Take each column out of ``columns``, a dict, once it is encoded, and so free its memory.
+            strict_dates: Refuse what is not a date in a date column; else it is null, as ``fit`` took it.
 
         Raises:
             PredictionInputError: Columns are missing (``missing`` in the details), their lengths differ, or a
@@ -82,11 +85,11 @@ class Encoder:
         """
         encoded = Encoded(np.zeros((self._row_count(columns), self.width), np.float32))
         if all(type(columns[name]) is list for name in self._names):
-            self._lists.write(cast("Mapping[str, list[object]]", columns), encoded)
+            self._lists.write(cast("Mapping[str, list[object]]", columns), encoded, strict_dates=strict_dates)
             if consume:
                 _remove(columns, self._names)
         else:
-            self._tables.write(columns, encoded, consume=consume)
+            self._tables.write(columns, encoded, consume=consume, strict_dates=strict_dates)
         return encoded
 
     def _row_count(self, columns: Mapping[str, Column]) -> int:

@@ -193,8 +193,7 @@ def _fit_date_text(name: str, column: pa.ChunkedArray, rows: np.ndarray) -> _Fit
     total, read = int(counts.sum()), int(np.count_nonzero(seconds != calendar.NULL))
     if 2 * read < total:
         raise DatasetError(
-            f"Date column {name!r} must hold dates, however only {read:,} of {total:,} values are; "
-            "take it out of date_columns.",
+            f"Column {name!r} must hold dates, however {read:,} of {total:,} are; drop it from date_columns.",
             column=name,
         )
     odd = f"{total - read:,} of {total:,} values are not dates ({date_format})"

@@ -6,6 +6,7 @@ Every function takes the column's name for its messages and raises PredictionInp
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -27,11 +28,9 @@ def numbers(column: Column, name: str) -> np.ndarray:
     """The values in any numeric dtype, not copied where Arrow allows; nulls are NaN, infinities stay."""
     if not isinstance(column, _ARROW):
         return _numbers_of_list(column, name)
-    if pa.types.is_boolean(column.type):
-        column = column.cast(pa.uint8())
-    elif pa.types.is_decimal(column.type):
+    if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    if _is_number(column.type):
         return _native(column)
     return _by_distinct_value(column, name, read_number, np.dtype(np.float64), math.nan)
 
@@ -42,11 +41,22 @@ def _native(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def _numbers_of_list(column: Sequence[object], name: str) -> np.ndarray:
+    array = array_of_numbers([column])
+    return read_each(column, name, read_number, np.dtype(np.float64)) if array is None else array[0]
+
+
+def array_of_numbers(columns: Sequence[Sequence[object]]) -> np.ndarray | None:
+    """Equally long columns as float64 matrix, in one call; None where one has to look at each value.
+
+    NumPy reads None as NaN and text as ``float`` does, but would read booleans too.
+    """
+    if bool in set(map(type, chain.from_iterable(columns))):
+        return None
     try:
-        array = np.array(column, dtype=np.float64)  # reads None as NaN and text as float() does
+        array = np.array(columns, dtype=np.float64)
     except (ValueError, TypeError, OverflowError):
-        array = np.empty((0, 0))
-    return array if array.ndim == 1 else read_each(column, name, read_number, np.dtype(np.float64))
+        return None
+    return array if array.ndim == 2 else None
 
 
 def flags(column: Column, name: str) -> np.ndarray:
@@ -58,21 +68,27 @@ def flags(column: Column, name: str) -> np.ndarray:
     return _by_distinct_value(column, name, read_flag, np.dtype(np.float64), math.nan)
 
 
-def moments(column: Column, name: str, date_format: str) -> np.ndarray:
-    """UTC seconds since 1970, int64, ``calendar.NULL`` for nulls and for text in another format."""
-    read, seconds = moment_reader(date_format), np.dtype(np.int64)
+def moments(column: Column, name: str, date_format: str, *, strict: bool = False) -> np.ndarray:
+    """UTC seconds since 1970, int64, ``calendar.NULL`` for nulls and, unless ``strict``, for other text."""
+    read, seconds = moment_reader(date_format, strict=strict), np.dtype(np.int64)
     if not isinstance(column, _ARROW):
         return read_each(column, name, read, seconds)
     if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
         return _typed_moments(column)
     if date_format == calendar.UNIX and _is_number(column.type):
-        return unix_moments(numbers(column, name))
+        values = numbers(column, name)
+        found = unix_moments(values)
+        if strict and (wrong := np.isfinite(values) & (found == calendar.NULL)).any():
+            raise bad_value(
+                name, int(wrong.argmax()), 0, ValueError(f"a date like {calendar.example(date_format)}")
+            )
+        return found
     return _by_distinct_value(column, name, read, seconds, calendar.NULL)
 
 
 def is_native(kind: pa.DataType, *, numeric: bool) -> bool:
     """Whether ``numbers`` (or else ``flags``) reads such a column value by value, without looking at text."""
-    return bool(pa.types.is_boolean(kind)) or (numeric and _is_number(kind))
+    return _is_number(kind) if numeric else bool(pa.types.is_boolean(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

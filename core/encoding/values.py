@@ -18,7 +18,7 @@ def read_number(value: object) -> float:
     """A finite number, or NaN for null, NaN and infinities. Text counts where Python reads it as a number."""
     if value is None:
         return math.nan
-    if isinstance(value, (int, float, str)):
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:
@@ -59,10 +59,30 @@ def category_text(value: object) -> str | None:
     raise ValueError("text, a number, true or false")
 
 
-def moment_reader(date_format: str) -> Callable[[object], int]:
-    """A reader of seconds since 1970 in this format; ``calendar.NULL`` for null and for other text."""
-    if date_format == calendar.UNIX:
-        return _read_unix
+def moment_reader(date_format: str, *, strict: bool) -> Callable[[object], int]:
+    """A reader of seconds since 1970 in this format; ``calendar.NULL`` for null.
+
+    What is not such a date is refused where ``strict``; else it is null, if it is of the right type.
+    """
+    read = _read_unix if date_format == calendar.UNIX else _text_reader(date_format)
+    return _refusing(read, calendar.example(date_format)) if strict else read
+
+
+def _refusing(read: Callable[[object], int], example: str) -> Callable[[object], int]:
+    def read_strictly(value: object) -> int:
+        seconds = read(value)
+        if seconds == calendar.NULL and not _is_null(value):
+            raise ValueError(f"a date like {example}")
+        return seconds
+
+    return read_strictly
+
+
+def _is_null(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _text_reader(date_format: str) -> Callable[[object], int]:
     parse = calendar.text_parser(date_format)
 
     def read_moment(value: object) -> int:

@@ -27,7 +27,7 @@ class Encoded:
     Attributes:
         features: float32 (rows, width), C-contiguous.
         unseen_counts: Per column, values other than null that fell in the bucket; only where there are any.
-        null_counts: Per column, values that are null, infinite or, in a date column, not a date; likewise.
+        null_counts: Per column, values that are null, infinite or, where let pass, not a date; likewise.
     """
 
     features: np.ndarray
@@ -41,18 +41,26 @@ class ListWriter:
     def __init__(self, layout: Layout, scaling: Scaling) -> None:
         self._layout, self._scaling = layout, scaling
         self._numeric = [place.spec.name for place in layout.numeric]
-        self._moments = [moment_reader(_format(place)) for place in layout.date]
+        self._moments = {
+            strict: [moment_reader(_format(place), strict=strict) for place in layout.date]
+            for strict in (True, False)
+        }
         self._finders = [reading.find_categories(place.spec.categories) for place in layout.categorical]
         self._targets = [_targets(place) for place in layout.categorical]
 
-    def write(self, columns: Mapping[str, Sequence[object]], encoded: Encoded) -> None:
+    def write(self, columns: Mapping[str, Sequence[object]], encoded: Encoded, *, strict_dates: bool) -> None:
         """Fills ``encoded``, whose features are zero, from lists of equal length."""
         if self._layout.value_count:
-            self._write_values(columns, encoded)
+            self._write_values(columns, encoded, self._moments[strict_dates])
         if self._finders:
             self._write_categories(columns, encoded)
 
-    def _write_values(self, columns: Mapping[str, Sequence[object]], encoded: Encoded) -> None:
+    def _write_values(
+        self,
+        columns: Mapping[str, Sequence[object]],
+        encoded: Encoded,
+        moments: Sequence[Callable[[object], int]],
+    ) -> None:
         features = encoded.features
         values_VN = np.empty((self._layout.value_count, len(features)))
         if self._numeric:
@@ -60,7 +68,7 @@ class ListWriter:
         for place in self._layout.boolean:
             name = place.spec.name
             values_VN[place.start] = reading.read_each(columns[name], name, read_flag, values_VN.dtype)
-        for place, read in zip(self._layout.date, self._moments, strict=True):
+        for place, read in zip(self._layout.date, moments, strict=True):
             name = place.spec.name
             seconds = reading.read_each(columns[name], name, read, _INT64)
             values_VN[place.start : place.stop] = calendar.calendar_parts(seconds)[place.part_rows]
@@ -70,13 +78,10 @@ class ListWriter:
                 _note_nulls(place, nulls[place.start], encoded, 0)
 
     def _numbers(self, columns: Mapping[str, Sequence[object]]) -> np.ndarray:
-        """All numeric columns in one call: NumPy reads None as NaN and text as ``float`` does."""
+        """All numeric columns, if possible in one call."""
         lists = [columns[name] for name in self._numeric]
-        try:
-            array = np.array(lists, dtype=np.float64)
-        except (ValueError, TypeError, OverflowError):
-            array = None
-        if array is not None and array.ndim == 2:
+        array = reading.array_of_numbers(lists)
+        if array is not None:
             return array
         pairs = zip(self._numeric, lists, strict=True)
         return np.stack([reading.read_each(values, name, read_number, _FLOAT64) for name, values in pairs])
@@ -104,7 +109,9 @@ class TableWriter:
     def __init__(self, layout: Layout, scaling: Scaling) -> None:
         self._layout, self._scaling = layout, scaling
 
-    def write(self, columns: Mapping[str, Column], encoded: Encoded, *, consume: bool) -> None:
+    def write(
+        self, columns: Mapping[str, Column], encoded: Encoded, *, consume: bool, strict_dates: bool
+    ) -> None:
         """Fills ``encoded``, whose features are zero; ``consume`` takes each column out of ``columns``."""
         singles = (*self._layout.numeric, *self._layout.boolean)
         if consume and isinstance(columns, MutableMapping):
@@ -114,7 +121,7 @@ class TableWriter:
             self._write_group(group, columns, encoded)
             _discard(columns, group, consume)
         for place in self._layout.date:
-            self._write_date(place, columns[place.spec.name], encoded)
+            self._write_date(place, columns[place.spec.name], encoded, strict_dates)
             _discard(columns, (place,), consume)
         for place in self._layout.categorical:
             _write_categories(place, columns[place.spec.name], encoded)
@@ -150,8 +157,8 @@ class TableWriter:
                 for place in group:
                     _note_nulls(place, nulls[place.start - start], encoded, first)
 
-    def _write_date(self, place: Place, column: Column, encoded: Encoded) -> None:
-        seconds = reading.moments(column, place.spec.name, _format(place))
+    def _write_date(self, place: Place, column: Column, encoded: Encoded, strict: bool) -> None:
+        seconds = reading.moments(column, place.spec.name, _format(place), strict=strict)
         for first in range(0, len(seconds), _BLOCK_ROWS):
             parts = calendar.calendar_parts(seconds[first : first + _BLOCK_ROWS])[place.part_rows]
             block = encoded.features[first : first + _BLOCK_ROWS, place.start : place.stop]

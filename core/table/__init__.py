@@ -61,7 +61,7 @@ _BY_MEDIA_TYPE: dict[str, Format] = {
 
 
 class _Reader(Protocol):
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table: ...
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table: ...
 
     def inspect(self, open_file: Opener, limits: Limits) -> TableInfo: ...
 
@@ -95,6 +95,8 @@ def read_table(
     *,
     sheet_name: str | None = None,
     columns: Sequence[str] | None = None,
+    max_rows: int | None = None,
+    max_columns: int | None = None,
 ) -> pa.Table:
     """Read a whole table into memory.
 
@@ -109,9 +111,10 @@ def read_table(
         dates and timestamps, chunked as the file was. A column without any value is a string column.
 
     Raises:
+        DatasetTooLargeError: It has more than ``max_rows`` or ``max_columns``; reading ends there.
         DatasetError: The file is not such a table; ``details`` hold ``line`` and ``column`` where known.
     """
-    return _reader(format, sheet_name).read(open_file, columns)
+    return _reader(format, sheet_name).read(open_file, columns, Limits(rows=max_rows, columns=max_columns))
 
 
 def inspect_table(

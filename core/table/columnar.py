@@ -29,9 +29,11 @@ _FILE_MARK = b"ARROW1"
 
 @dataclass(frozen=True, slots=True)
 class ParquetReader:
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table:
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table:
         with open_file() as file, _damaged("Parquet"):
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            limits.check_columns(len(parquet.schema_arrow))
+            limits.check_rows(parquet.metadata.num_rows)
             names = _readable_names(parquet.schema_arrow, columns)
             check_has_rows(parquet.metadata.num_rows)
             table = parquet.read(columns=names, use_threads=True).select(names)
@@ -58,10 +60,12 @@ class ParquetReader:
 class ArrowReader:
     """Reads the IPC file format, which is Feather 2 as well, and the IPC stream format."""
 
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table:
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table:
         with open_file() as file, _damaged("Arrow"):
-            names = _readable_names(_open_ipc(file).schema, columns)
-            return table_of(_validated(_ipc_batches(file, names)))
+            schema = _open_ipc(file).schema
+            limits.check_columns(len(schema))
+            names = _readable_names(schema, columns)
+            return table_of(_validated(limits.bounded(_ipc_batches(file, names))))
 
     def inspect(self, open_file: Opener, limits: Limits) -> TableInfo:
         with open_file() as file, _damaged("Arrow"):

@@ -52,6 +52,14 @@ class Limits:
             message = f"A table may have {self.columns} columns and this one has {columns}; send fewer."
             raise DatasetTooLargeError(message, columns=columns, max_columns=self.columns)
 
+    def bounded(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The batches, up to the first that exceeds the rows."""
+        rows = 0
+        for batch in batches:
+            rows += batch.num_rows
+            self.check_rows(rows)
+            yield batch
+
 
 class Tally:
     """Counts rows and nulls of the batches that pass through it, and keeps nothing of them.

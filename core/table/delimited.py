@@ -56,9 +56,9 @@ class DelimitedReader:
 
     delimiter: str | None
 
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table:
-        source = _Source.of(open_file, self.delimiter)
-        return source.chosen(columns).settle(table_of)
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table:
+        source = _Source.of(open_file, self.delimiter, limits)
+        return source.chosen(columns).settle(lambda batches: table_of(limits.bounded(batches)))
 
     def inspect(self, open_file: Opener, limits: Limits) -> TableInfo:
         source = _Source.of(open_file, self.delimiter, limits)

@@ -36,15 +36,18 @@ _DEPTH = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 class JsonLinesReader:
     """Reads one object a line; names that a line lacks are null there."""
 
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table:
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table:
+        def table(schema: pa.Schema) -> pa.Table:
+            batches = _batches(open_file, _chosen(schema, columns), every=columns is None)
+            return table_of(limits.bounded(batches))
+
         try:
-            schema = _schema(open_file, rows=1)
+            schema = _schema(open_file, rows=1, limits=limits)
             if columns is not None and not set(columns) <= set(schema.names):
                 raise pa.ArrowInvalid("a column that is named further on")
-            return table_of(_batches(open_file, _chosen(schema, columns), every=columns is None))
+            return table(schema)
         except pa.ArrowInvalid:
-            schema = _chosen(_schema(open_file), columns)
-        return table_of(_batches(open_file, schema, every=columns is None))
+            return table(_schema(open_file, limits=limits))
 
     def inspect(self, open_file: Opener, limits: Limits) -> TableInfo:
         tally = Tally(limits)

@@ -59,10 +59,10 @@ class SpreadsheetReader:
 
     sheet_name: str | None = None
 
-    def read(self, open_file: Opener, columns: Sequence[str] | None) -> pa.Table:
-        sheet = _Sheet.of(open_file, self.sheet_name)
+    def read(self, open_file: Opener, columns: Sequence[str] | None, limits: Limits) -> pa.Table:
+        sheet = _Sheet.of(open_file, self.sheet_name, limits)
         names = selection(sheet.names, columns)
-        batches = [batch.select(names) for batch in sheet.checked_batches()]
+        batches = [batch.select(names) for batch in limits.bounded(sheet.checked_batches())]
         schema = _joined_schema(batches)
         mixed = frozenset(field.name for field in schema if _was_narrower(batches, field))
         if mixed:

@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 from deployments.app import build
+from deployments.proxy import ENVIRONMENT
 from deployments.settings import (
     IngressSettings,
     PredictorSettings,
@@ -75,7 +76,7 @@ def free_port() -> int:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A local cluster with logical CPUs to spare; its HTTP address."""
     port = free_port()
-    os.environ["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "deployments.proxy:middlewares"
+    os.environ.update(ENVIRONMENT)
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, namespace="tests")
     serve.start(http_options={"host": "127.0.0.1", "port": port, "request_timeout_s": None})
     yield f"http://127.0.0.1:{port}"

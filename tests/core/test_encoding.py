@@ -202,8 +202,8 @@ def test_numbers_are_imputed_and_standardised_as_scikit_learn_does(values, offse
     imputed = SimpleImputer(strategy="median").fit_transform(given_values[:, None])
     imputed -= np.median(known)  # scikit-learn itself loses digits to the offset
     expected = StandardScaler().fit_transform(imputed)[:, 0]
-    # float64 spacing at 3e12 is 5e-4, against spreads of at least 0.1 / 40
-    np.testing.assert_allclose(features[:, 0], expected, rtol=1e-6, atol=1e-6 if offset == 0 else 1e-3)
+    # a mean near 3e12 is off by up to 2.5e-4, half the spacing of float64, against deviations from 0.0156
+    np.testing.assert_allclose(features[:, 0], expected, rtol=1e-6, atol=1e-6 if offset == 0 else 2e-2)
     assert encoder.feature_names == (("x", "x is null") if np.isnan(given_values).any() else ("x",))
 
 
@@ -264,15 +264,12 @@ def test_a_constant_is_ignored_unless_its_nulls_say_something():
     assert features_of(encoder, x=[1, 1], flag=[7, None])["flag is null"] == [0, 1]
 
 
-def test_numeric_text_and_booleans_are_numbers():
+def test_numeric_text_is_a_number():
     encoder = fit({"x": [0.0, 1.0, 12.5]})
-    found = features_of(encoder, x=["12.5", " 1 ", True, False, 12.5, 1, 0])["x"]
-    assert found[0] == found[4]
-    assert found[1] == found[2] == found[5]
-    assert found[3] == found[6]
+    found = features_of(encoder, x=["12.5", " 1 ", 12.5, 1])["x"]
+    assert found[:2] == found[2:]
     for variant in (["12.5", "1"], pa.array(["12.5", "1"]), pa.array(["12.5", "1"]).dictionary_encode()):
         assert encoder.transform({"x": variant}).features[:, 0].tolist() == found[:2]
-    assert encoder.transform({"x": pa.array([True, False])}).features[:, 0].tolist() == found[2:4]
 
 
 # ---------------------------------------------------------------- boolean
@@ -501,13 +498,46 @@ def test_formats_agree_with_strptime(name, day):
 def test_text_that_is_no_date_is_null_and_told():
     encoder = fit({"d": ["2024-01-01", "2024-05-06", "soon", None]}, date_columns=["d"])
     assert encoder.warnings == ("Column 'd': 1 of 3 values are not dates (iso) and count as null.",)
-    assert encoder.transform({"d": ["soon", None, "2024-01-01"]}).null_counts == {"d": 2}
+    trained = encoder.transform({"d": ["soon", None, "2024-01-01"]}, strict_dates=False)
+    assert trained.null_counts == {"d": 2}
+
+
+@pytest.mark.parametrize(
+    ("texts", "example"),
+    [
+        (["2024-01-01", "2024-05-06"], "2024-01-31"),
+        (["13/02/2024", "14/03/2024"], "31/01/2024"),
+        (["Jan 5, 2024", "Feb 6, 2024"], "Jan 31, 2024"),
+        (["2024-01", "2024-05"], "2024-01"),
+        ([1.7e9, 1.6e9], "1706659200"),
+    ],
+)
+def test_malformed_dates_of_a_prediction_are_named_by_row_with_an_example(texts, example):
+    encoder = fit({"d": texts}, date_columns=["d"])
+    assert encoder.transform({"d": [example, None, math.nan]}).null_counts == {"d": 2}
+    column = pa.chunked_array([[str(texts[0])], [None, "soon", "later"]])
+    for variant in ([texts[0], None, "soon", "later"], column, column.dictionary_encode()):
+        with pytest.raises(PredictionInputError) as caught:
+            encoder.transform({"d": variant})
+        assert (
+            caught.value.message == f"Row 2: column 'd' needs a date like {example}, however text was given."
+        )
+
+
+@pytest.mark.parametrize("variant", [[1.7e9, None, 1e30], pa.array([1.7e9, None, 1e30])])
+def test_number_that_is_no_moment_is_named_by_row(variant):
+    encoder = fit({"d": [1.7e9, 1.6e9]}, date_columns=["d"])
+    with pytest.raises(
+        PredictionInputError, match=r"^Row 2: column 'd' needs a date like 1706659200, however"
+    ):
+        encoder.transform({"d": variant})
+    assert encoder.transform({"d": variant}, strict_dates=False).null_counts == {"d": 2}
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (["2024-01-01", "soon", "later"], "only 1 of 3 values"),
+        (["2024-01-01", "soon", "later"], "1 of 3 are"),
         ([2015, 2016, 2017], "Unix seconds"),
         ([20240131, 20240201, 20240202], "Unix seconds"),
         ([1.7e12, 1.8e12, 1.9e12], "Unix seconds"),
@@ -533,7 +563,7 @@ def test_unix_seconds_are_dates_when_plausible():
     expected = typed.transform({"d": stamps}).features
     for variant in (seconds, [f"{s}" for s in seconds], [s + 0.9 for s in seconds], chunked(seconds), stamps):
         assert np.array_equal(encoder.transform({"d": variant}).features, expected)
-    assert encoder.transform({"d": [None, "soon", 1e30]}).null_counts == {"d": 3}
+    assert encoder.transform({"d": [None, "soon", 1e30]}, strict_dates=False).null_counts == {"d": 3}
 
 
 @pytest.mark.parametrize("variant", [[12], [True], [["2024-01-01"]], pa.array([12])])
@@ -574,6 +604,8 @@ def test_all_missing_columns_are_named_at_once():
         ([1, 2, [3]], 2, "list"),
         ([[1], [2], [3]], 0, "list"),
         ([{"a": 1}], 0, "object"),
+        ([1, None, True, False], 2, "boolean"),
+        (pa.chunked_array([[None] * 3, [False, True]], pa.bool_()), 3, "boolean"),
         ([None, ""], 1, "text"),
         (pa.array(["1", "secret", "2", "secret"]), 1, "text"),
         (pa.array([[1.0]]), 0, "list"),

@@ -162,13 +162,14 @@ def test_text_that_is_not_utf8_is_refused():
     failure(content, "arrow stream")
 
 
+@pytest.mark.parametrize("function", [inspect_table, read_table])
 @pytest.mark.parametrize("kind", KINDS)
-def test_limits_name_both_numbers(kind):
+def test_limits_name_both_numbers(kind, function):
     content = opener(written(pa.table({"a": range(50), "b": range(50), "c": range(50)}), kind))
     with pytest.raises(DatasetTooLargeError, match=r"2 columns.*3"):
-        inspect_table(content, kind.split()[0], max_columns=2)
+        function(content, kind.split()[0], max_columns=2)
     with pytest.raises(DatasetTooLargeError, match=r"49 rows.*50"):
-        inspect_table(content, kind.split()[0], max_rows=49)
+        function(content, kind.split()[0], max_rows=49)
 
 
 def test_errors_of_the_operating_system_are_not_called_damage(tmp_path):

@@ -318,12 +318,13 @@ def test_sheet_name_is_refused():
     assert "sheet" in failure("a,b\n1,2\n", sheet_name="S").message
 
 
-def test_limits_name_both_numbers():
+@pytest.mark.parametrize("function", [inspect_table, read_table])
+def test_limits_name_both_numbers(function):
     data = opener("a,b,c\n" + "1,2,3\n" * 50)
     with pytest.raises(DatasetTooLargeError, match=r"2 columns.*3"):
-        inspect_table(data, "csv", max_columns=2)
+        function(data, "csv", max_columns=2)
     with pytest.raises(DatasetTooLargeError, match=r"49 rows.*50"):
-        inspect_table(data, "csv", max_rows=49)
+        function(data, "csv", max_rows=49)
     assert inspect_table(data, "csv", max_rows=50, max_columns=3).rows == 50
 
 

@@ -147,12 +147,13 @@ def test_brackets_inside_strings_are_not_nesting():
     assert read(data)["a"].to_pylist() == ["[" * 5000 + '"[']
 
 
-def test_limits_name_both_numbers():
+@pytest.mark.parametrize("function", [inspect_table, read_table])
+def test_limits_name_both_numbers(function):
     data = opener('{"a":1,"b":2,"c":3}\n' * 50)
     with pytest.raises(DatasetTooLargeError, match=r"2 columns.*3"):
-        inspect_table(data, "jsonl", max_columns=2)
+        function(data, "jsonl", max_columns=2)
     with pytest.raises(DatasetTooLargeError, match=r"49 rows.*50"):
-        inspect_table(data, "jsonl", max_rows=49)
+        function(data, "jsonl", max_rows=49)
 
 
 def test_a_preview_is_the_first_rows():

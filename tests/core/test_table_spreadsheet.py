@@ -157,12 +157,13 @@ def test_damaged_files_are_refused():
         assert "XLSX" in failure(damaged).message
 
 
-def test_limits_name_both_numbers():
+@pytest.mark.parametrize("function", [inspect_table, read_table])
+def test_limits_name_both_numbers(function):
     content = opener(workbook(S=[["a", "b", "c"], *[[1, 2, 3]] * 50]))
     with pytest.raises(DatasetTooLargeError, match=r"2 columns.*3"):
-        inspect_table(content, "xlsx", max_columns=2)
+        function(content, "xlsx", max_columns=2)
     with pytest.raises(DatasetTooLargeError, match=r"49 rows.*50"):
-        inspect_table(content, "xlsx", max_rows=49)
+        function(content, "xlsx", max_rows=49)
 
 
 @pytest.mark.parametrize(("member", "size"), [(SHEET, 99), ("xl/styles.xml", 300)])

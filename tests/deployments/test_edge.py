@@ -333,19 +333,34 @@ async def test_unknown_route_is_404(client, path, method):
         ("GET", TRAIN, {"POST"}),
         ("PUT", DISTILL, {"POST"}),
         ("DELETE", PREDICT, {"POST"}),
-        ("PUT", DATASETS, {"GET", "POST"}),
-        ("PATCH", f"{DATASETS}/x", {"GET", "DELETE"}),
-        ("POST", f"{RUNS}/x", {"GET", "DELETE"}),
+        ("PUT", DATASETS, {"GET", "HEAD", "POST"}),
+        ("PATCH", f"{DATASETS}/x", {"GET", "HEAD", "DELETE"}),
+        ("POST", f"{RUNS}/x", {"GET", "HEAD", "DELETE"}),
         ("GET", f"{RUNS}/x/save", {"POST"}),
-        ("POST", f"{MODELS}/x", {"GET", "DELETE"}),
-        ("POST", "/health", {"GET"}),
+        ("POST", f"{MODELS}/x", {"GET", "HEAD", "DELETE"}),
+        ("POST", "/health", {"GET", "HEAD"}),
+        ("HEAD", TRAIN, {"POST"}),
     ],
 )
 async def test_wrong_method_is_405_with_every_method_that_is_right(client, method, path, allowed):
     response = await client.request(method, path)
-    message = failed(response, 405, "METHOD_NOT_ALLOWED")
     assert set(response.headers["allow"].split(", ")) == allowed
+    if method == "HEAD":
+        assert (response.status_code, response.content) == (405, b"")
+        return
+    message = failed(response, 405, "METHOD_NOT_ALLOWED")
     assert all(name in message for name in allowed)
+
+
+async def test_head_is_get_without_the_body_on_every_route(client):
+    paths = [path for path, item in client._transport.app.openapi()["paths"].items() if "get" in item]
+    assert len(paths) > 10
+    for path in [*paths, "/docs", "/openapi.json"]:
+        address = path.replace("{", "").replace("}", "")
+        get, head = [await client.request(method, address) for method in ("GET", "HEAD")]
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-length"] == str(len(get.content))
+        assert head.headers["content-type"] == get.headers["content-type"]
 
 
 class BrokenModels:

@@ -272,6 +272,23 @@ async def test_train_reads_a_file_below_a_data_root(client, settings, tmp_path):
     assert str(tmp_path) not in json.dumps(body)
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [({"rows": 59}, "59 rows and this one has 60"), ({"columns": 3}, "3 columns and this one has 4")],
+)
+async def test_limits_hold_for_a_data_path_too(tmp_path, connect, limits, words):
+    async with connect(local_service(settings_in(tmp_path))) as client:
+        await trained(client, await upload(client), save_model=True, model_id="teacher")
+    (tmp_path / "data" / "trees.csv").write_text(EXAMPLE_CSV)
+    settings = settings_in(tmp_path, limits=limits)
+    before = stored_files(settings)
+    async with connect(local_service(settings)) as client:
+        for route, payload in ((TRAIN, QUICK), (DISTILL, QUICK_STUDENT | {"teacher_model_id": "teacher"})):
+            answer = await client.post(route, json=payload | {"data_path": "trees.csv", "save_model": True})
+            assert words in failed(answer, 400, "DATASET_TOO_LARGE")
+    assert stored_files(settings) == before
+
+
 async def test_link_out_of_a_data_root_is_not_followed(client, tmp_path):
     (tmp_path / "outside.csv").write_text(EXAMPLE_CSV)
     (tmp_path / "data" / "link.csv").symlink_to(tmp_path / "outside.csv")

@@ -110,6 +110,24 @@ async def test_json_is_answered_in_input_order(client, run_id, expected, shape, 
     assert body["warnings"] == []
 
 
+@pytest.mark.parametrize("in_body", [False, True])
+@pytest.mark.parametrize("kind", ["run_id", "model_id"])
+async def test_model_of_a_json_body_may_be_named_in_the_query(client, run_id, expected, kind, in_body):
+    ids = {kind: {"run_id": run_id, "model_id": "m"}[kind]}
+    response = await client.post(PREDICT, params=ids, json={"rows": ROWS} | (ids if in_body else {}))
+    assert answer_of(response)["predictions"] == expected.labels()
+
+
+@pytest.mark.parametrize(
+    "query", [{"run_id": "other"}, {"model_id": "m"}, {"run_id": "other", "model_id": "m"}]
+)
+async def test_body_and_query_that_name_different_models_are_422(client, run_id, query):
+    response = await client.post(PREDICT, params=query, json={"run_id": run_id, "rows": ROWS})
+    [violation] = failed(response, 422, "SCHEMA_VIOLATION")
+    assert violation["loc"][0] == "query"
+    assert "same run or model" in violation["msg"]
+
+
 async def test_order_follows_the_rows(client, run_id, expected):
     body = answer_of(await client.post(PREDICT, json={"run_id": run_id, "rows": ROWS[::-1]}))
     assert body["predictions"] == expected.labels()[::-1]
@@ -226,6 +244,29 @@ async def test_unseen_categories_and_nulls_are_used_and_counted(client, run_id):
     ]
     response = await send_table(client, rows, CSV, run_id=run_id)
     assert sorted(json.loads(response.headers["x-warnings"])) == sorted(body["warnings"])
+
+
+async def test_malformed_date_or_boolean_is_named_by_row_however_it_is_sent(client):
+    table = "day,size,kind\n" + "".join(
+        f"{i % 28 + 1}/0{i % 9 + 1}/2024,{i},{'ab'[i % 2]}\n" for i in range(60)
+    )
+    run = await trained(client, await upload(client, table), date_columns=["day"])
+    ids = {"run_id": run["run_id"]}
+    for wrong, wanted in (
+        (
+            {"day": ["1/02/2024", "soon", None], "size": [1, 2, 3]},
+            "Row 1: column 'day' needs a date like 31/01/2024",
+        ),
+        ({"day": ["1/02/2024"] * 3, "size": [None, True, False]}, "Row 1: column 'size' needs a number"),
+    ):
+        rows = [dict(zip(wrong, values, strict=True)) for values in zip(*wrong.values(), strict=True)]
+        answers = [
+            await client.post(PREDICT, json=ids | {"rows": rows}),
+            await client.post(PREDICT, json=ids | {"columns": wrong}),
+            *[await send_table(client, rows, media_type, **ids) for media_type in TABLES],
+        ]
+        for answer in answers:
+            assert failed(answer, 422, "SCHEMA_MISMATCH").startswith(wanted)
 
 
 async def test_large_body_is_answered_whole(client, run_id, expected):

@@ -6,11 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import ModelExistsError
+from core.errors import ModelExistsError, StorageError
 from core.registry_index import RunEntry
 from core.saved_models import model_path
 from core.storage import Storage
-from deployments.registry import BundleRegistry, RegistryConfiguration, bundle_path, entry_path
+from deployments.registry import (
+    SWEEP_EVERY_S,
+    BundleRegistry,
+    RegistryConfiguration,
+    bundle_path,
+    entry_path,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +89,54 @@ async def test_run_expires_to_the_second_and_leaves_no_file(configuration, clock
     assert await registry.use("a") is None
     assert (await registry.status()).items == 0
     assert Storage(configuration.storage_url).names("runs") == []
+
+
+class EnoughError(Exception):
+    pass
+
+
+def sleeps(clock: Clock, count: int, before: list[list[str]], storage: Storage):
+    """Lets time pass that often, noting which files lie there, and ends the sweeping."""
+
+    async def sleep(seconds: float) -> None:
+        before.append(storage.names("runs"))
+        if len(before) > count:
+            raise EnoughError
+        clock.now += seconds
+
+    return sleep
+
+
+async def test_expired_files_go_though_nobody_asks(configuration, clock: Clock) -> None:
+    registry, storage = start(configuration, clock), Storage(configuration.storage_url)
+    await registry.store(entry("a"), file("x"))
+    seen: list[list[str]] = []
+    with pytest.raises(EnoughError):
+        await registry.sweep(sleeps(clock, round(configuration.ttl_s / SWEEP_EVERY_S), seen, storage))
+    assert all(names == [entry_path("a"), bundle_path("a")] for names in seen[:-1])
+    assert seen[-1] == []
+
+
+class Forgetful(BundleRegistry):
+    """Its storage fails when it deletes for the first time."""
+
+    failures = 1
+
+    def _delete_files(self, run_id: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageError("the disk is away")
+        super()._delete_files(run_id)
+
+
+async def test_files_that_could_not_be_deleted_are_tried_again(configuration, clock: Clock) -> None:
+    registry = Forgetful(configuration, clock=clock, put=lambda data: data.tobytes())
+    await registry.store(entry("a"), file("x"))
+    clock.now += configuration.ttl_s
+    seen: list[list[str]] = []
+    with pytest.raises(EnoughError):
+        await registry.sweep(sleeps(clock, 2, seen, Storage(configuration.storage_url)))
+    assert [len(names) for names in seen] == [2, 2, 0]
 
 
 async def test_use_restarts_the_lifetime_and_looking_does_not(configuration, clock: Clock) -> None:
