@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import tenacity
 
@@ -180,11 +180,16 @@ class AttemptObserver(Protocol):
     def attempted(self, service: str, outcome: Literal["ok", "retried", "failed"]) -> None: ...
 
 
+def is_worth_another_attempt(error: BaseException) -> bool:
+    return isinstance(error, StillhouseError) and error.may_repeat and not isinstance(error, CircuitOpenError)
+
+
 class Caller:
     """Calls one integration by its policy: retries what is retryable, and spares what keeps failing.
 
     Args:
         service: Its name for people, metrics and operators.
+        is_retryable: Which errors are worth another attempt, where they are not of ours.
         sleep, draw: Waiting, and a number from 0 to 1, which tests replace.
     """
 
@@ -194,13 +199,15 @@ class Caller:
         policy: RetryPolicy,
         *,
         observer: AttemptObserver | None = None,
+        is_retryable: Callable[[BaseException], bool] = is_worth_another_attempt,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.service, self.policy = service, policy
         self.breaker = Breaker(service, policy.breaker, clock) if policy.breaker else None
-        self._observer, self._clock, self._sleep, self._draw = observer, clock, sleep, draw
+        self._observer, self._is_retryable = observer, is_retryable
+        self._clock, self._sleep, self._draw = clock, sleep, draw
 
     async def call(
         self, attempt: Callable[[], Awaitable[Result]], log_fields: Mapping[str, str] | None = None
@@ -217,17 +224,7 @@ class Caller:
         Raises:
             Exception: the last attempt's error, or CircuitOpenError.
         """
-        latest = self._clock() + self.policy.deadline_s
-        retrying = tenacity.AsyncRetrying(
-            stop=lambda state: (
-                state.attempt_number >= self.policy.attempts or self._clock() + state.upcoming_sleep > latest
-            ),
-            wait=self._wait_s,
-            retry=tenacity.retry_if_exception(_is_worth_another_attempt),
-            sleep=self._sleep,
-            before_sleep=lambda state: self._note(state, "retried", log_fields),
-            reraise=True,
-        )
+        retrying = tenacity.AsyncRetrying(sleep=self._sleep, **self._rules(log_fields))
         try:
             result: Result = await retrying(self._guarded, attempt)
         except Exception as error:
@@ -238,6 +235,27 @@ class Caller:
             return None
         self._observe("ok")
         return result
+
+    def call_blocking(
+        self, attempt: Callable[[], Result], sleep: Callable[[float], None] = time.sleep
+    ) -> Result:
+        """``call`` for a thread, of an integration that is critical and has no breaker."""
+        retrying = tenacity.Retrying(sleep=sleep, **self._rules(None))
+        result: Result = retrying(attempt)
+        return result
+
+    def _rules(self, log_fields: Mapping[str, str] | None) -> dict[str, Any]:
+        """The policy as tenacity has it, from now on."""
+        latest = self._clock() + self.policy.deadline_s
+        return {
+            "stop": lambda state: (
+                state.attempt_number >= self.policy.attempts or self._clock() + state.upcoming_sleep > latest
+            ),
+            "wait": self._wait_s,
+            "retry": tenacity.retry_if_exception(self._is_retryable),
+            "before_sleep": lambda state: self._note(state, "retried", log_fields),
+            "reraise": True,
+        }
 
     async def _guarded(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         if self.breaker is None:
@@ -267,7 +285,3 @@ class Caller:
     def _observe(self, outcome: Literal["ok", "retried", "failed"]) -> None:
         if self._observer is not None:
             self._observer.attempted(self.service, outcome)
-
-
-def _is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, StillhouseError) and error.may_repeat and not isinstance(error, CircuitOpenError)

@@ -16,6 +16,7 @@ from core.errors import RunNotFoundError, ServiceUnavailableError, StillhouseErr
 from core.idempotency import IdempotencyKeys, StoredAnswer
 from core.paging import Page
 from core.registry_index import RegistryIndex, RunEntry
+from core.resilience import Caller, RetryPolicy
 from core.saved_models import exists_error, model_path
 from core.storage import Storage
 from deployments.settings import Settings
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 
 PROTOCOL_VERSION: Final = 1
 FOLDER: Final = "runs"
-RETRY_FOR_S: Final = 20.0
+RESTARTING: Final = RetryPolicy(attempts=40, first_wait_s=0.2, max_wait_s=1, deadline_s=20)
+"""An actor that was lost is started again in a second or two."""
 SWEEP_EVERY_S: Final = 15.0
 Result = TypeVar("Result")
 
@@ -250,13 +252,14 @@ def entry_path(run_id: str) -> str:
 class RegistryClient:
     """The registry as replicas see it: finds or starts the actor, and outlasts its restarts.
 
-    Every method may raise ServiceUnavailableError when the actor does not come back within ``RETRY_FOR_S``.
+    Every method may raise ServiceUnavailableError when the actor does not come back in time (``RESTARTING``).
     All are safe to repeat: storing a run twice stores it once.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._actor: ActorHandle[BundleRegistry] | None = None
+        self._caller = Caller("registry", RESTARTING)
 
     async def store(self, entry: RunEntry, file: bytes) -> RunEntry:
         reference = ray.put(np.frombuffer(file, np.uint8))
@@ -323,22 +326,26 @@ class RegistryClient:
         await self._call(lambda actor: actor.release_key.remote(name))
 
     async def _call(self, call: Callable[["ActorHandle[BundleRegistry]"], Awaitable[Result]]) -> Result:
-        deadline = time.monotonic() + RETRY_FOR_S
-        while True:
+        async def attempt() -> Result | StillhouseError:
+            """What the actor raised is returned: it answered, so there is nothing to try again."""
             try:
                 if self._actor is None:
                     self._actor = await self._connect()
                 return await call(self._actor)
             except (RayActorError, ObjectLostError) as error:
                 self._actor = None
-                if time.monotonic() > deadline:
-                    raise ServiceUnavailableError(
-                        "The registry of runs does not answer: try again shortly."
-                    ) from error
-                await asyncio.sleep(0.2)
+                raise ServiceUnavailableError(
+                    "The registry of runs does not answer: try again shortly."
+                ) from error
             except ray.exceptions.RayTaskError as error:
-                cause = error.cause
-                raise cause if isinstance(cause, StillhouseError) else error from None
+                if isinstance(error.cause, StillhouseError):
+                    return error.cause
+                raise
+
+        result = await self._caller.call(attempt)
+        if isinstance(result, StillhouseError):
+            raise result
+        return cast("Result", result)
 
     async def _connect(self) -> "ActorHandle[BundleRegistry]":
         """The running actor, or a new one where none runs or an outdated one does; no run is lost."""

@@ -12,7 +12,8 @@ import fsspec
 import pyarrow as pa
 
 from core.errors import StorageError
-from core.storage.failures import s3_code, s3_failures
+from core.resilience import POLICIES, Caller, Integration
+from core.storage.failures import is_passing, s3_code, s3_failures
 from core.storage.objects import ATTEMPTS, Guard, ObjectStat
 from core.storage.streams import ObjectUpload, RemoteFile
 
@@ -25,8 +26,9 @@ _Answer = Mapping[str, Any]
 
 
 class Bucket:
-    """Through s3fs for sessions, retries and the event loop; by S3's own calls, whose meaning is documented.
+    """Through s3fs for sessions and the event loop; by S3's own calls, whose meaning is documented.
 
+    Calls are retried by the policy of ``core.resilience`` alone: botocore and s3fs would multiply attempts.
     s3fs's path methods also answer for prefixes ("directories"), ignore errors of bulk deletes and read large
     objects in parts that may belong to different versions.
     """
@@ -37,10 +39,12 @@ class Bucket:
         if not self._bucket:
             raise StorageError("an s3:// storage URL must name a bucket: s3://bucket/prefix")
         try:
-            self._fs = fsspec.filesystem("s3", **{**options, "use_listings_cache": False})
+            self._fs = fsspec.filesystem("s3", **_without_retries(options))
         except ImportError as error:
             raise StorageError("s3:// storage needs s3fs: pip install 'stillhouse[s3]'") from error
+        self._fs.retries = 1
         self.failures = s3_failures()
+        self._caller = Caller("s3", POLICIES[Integration.S3], is_retryable=is_passing)
 
     def read(self, name: str) -> bytes:
         return self._read(name, max_concurrency=1)  # one request, one version
@@ -68,7 +72,7 @@ class Bucket:
         if exclusive:
             self._create(name, lambda mark: self._fs.pipe_file(path, body, mode="create", Metadata=mark))
         else:
-            self._fs.pipe_file(path, body)
+            self._caller.call_blocking(lambda: self._fs.pipe_file(path, body))
 
     def upload(self, name: str) -> ObjectUpload:
         return ObjectUpload(self._fs.open(self._path(name), "wb", block_size=_UPLOAD_PART_BYTES))
@@ -126,7 +130,7 @@ class Bucket:
         mark = {_WRITE_ID: uuid4().hex}
         for _ in range(ATTEMPTS):
             try:
-                return put(mark)
+                return self._caller.call_blocking(lambda: put(mark))
             except OSError as error:
                 code = s3_code(error)
                 if code == "ConditionalRequestConflict":
@@ -208,12 +212,14 @@ class Bucket:
 
     def _read(self, name: str, **how: int) -> bytes:
         with _checking_bucket():
-            content: bytes = self._fs.cat_file(self._path(name), **how)
+            content: bytes = self._caller.call_blocking(lambda: self._fs.cat_file(self._path(name), **how))
             return content
 
     def _call(self, method: str, **arguments: object) -> _Answer:
         with _checking_bucket():
-            answer: _Answer = self._fs.call_s3(method, Bucket=self._bucket, **arguments)
+            answer: _Answer = self._caller.call_blocking(
+                lambda: self._fs.call_s3(method, Bucket=self._bucket, **arguments)
+            )
             return answer
 
     def _key(self, name: str) -> str:
@@ -221,6 +227,16 @@ class Bucket:
 
     def _path(self, name: str) -> str:
         return f"{self._bucket}/{self._key(name)}"
+
+
+def _without_retries(options: Mapping[str, object]) -> dict[str, object]:
+    config = options.get("config_kwargs")
+    given = dict(config) if isinstance(config, Mapping) else {}
+    return {
+        **options,
+        "use_listings_cache": False,
+        "config_kwargs": {"retries": {"max_attempts": 0}, **given},
+    }
 
 
 @contextmanager

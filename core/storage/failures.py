@@ -1,6 +1,7 @@
 """How the failures of both backends are caught and told."""
 
 import errno
+from typing import Final
 
 from core.errors import StorageError
 
@@ -21,8 +22,26 @@ def s3_code(error: Exception) -> str | None:
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
 
+_PASSING: Final = frozenset(
+    {"InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "Throttling", "503", "500"}
+)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a failure of S3 may be gone a moment later: lost connections, and its own plea to come back."""
+    if not isinstance(error, Exception) or isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    code = s3_code(error)
+    if code is not None:
+        return code in _PASSING
+    from aiohttp import ClientError as ConnectionFailure
+    from botocore.exceptions import HTTPClientError  # type: ignore[import-untyped]
+
+    return isinstance(error, ConnectionFailure | HTTPClientError | ConnectionError | TimeoutError)
+
+
 def s3_failures() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError as ConnectionFailure  # these come with s3fs, an extra
-    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError
 
     return (OSError, BotoCoreError, ClientError, ConnectionFailure)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 from uuid import uuid4
 
+import botocore.exceptions
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -761,3 +762,56 @@ def test_absent_and_outside_are_told_alike(roots, tmp_path):
     assert len(told) == 1
     with pytest.raises(DataTargetError):
         resolve_within("one.csv", [])
+
+
+class Failing:
+    """An S3 that fails so often before it works, in one way."""
+
+    def __init__(self, error, times: int, call) -> None:
+        self.calls, self._error, self._times, self._call = 0, error, times, call
+
+    def __call__(self, *arguments, **options):
+        self.calls += 1
+        if self.calls <= self._times:
+            raise self._error
+        return self._call(*arguments, **options)
+
+
+def refused_with(code):
+    cause = botocore.exceptions.ClientError({"Error": {"Code": code}}, "GetObject")
+    error = OSError(errno.EIO, code)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.fixture
+def no_waiting(s3_storage, monkeypatch):
+    """Storage whose retries wait in a list."""
+    waits = []
+    call = s3_storage._backend._caller.call_blocking
+    monkeypatch.setattr(
+        s3_storage._backend._caller, "call_blocking", lambda attempt: call(attempt, sleep=waits.append)
+    )
+    return waits
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_s3_that_asks_to_come_back_is_asked_again_by_its_policy(times, s3_storage, no_waiting, monkeypatch):
+    s3_storage.write("a", b"x")
+    failing = Failing(refused_with("SlowDown"), times, s3_storage._backend._fs.cat_file)
+    monkeypatch.setattr(s3_storage._backend._fs, "cat_file", failing)
+    assert s3_storage.read("a") == b"x"
+    assert failing.calls == times + 1
+    assert len(no_waiting) == times
+    assert all(2 <= wait_s <= 10 for wait_s in no_waiting)
+
+
+@pytest.mark.parametrize(("code", "calls"), [("SlowDown", 3), ("InternalError", 3), ("AccessDenied", 1)])
+def test_s3_is_asked_three_times_at_most_and_once_where_that_cannot_help(
+    code, calls, s3_storage, no_waiting, monkeypatch
+):
+    failing = Failing(refused_with(code), 9, s3_storage._backend._fs.call_s3)
+    monkeypatch.setattr(s3_storage._backend._fs, "call_s3", failing)
+    with pytest.raises(StorageError):
+        s3_storage.stat("a")
+    assert failing.calls == calls
