@@ -136,6 +136,10 @@ class Ingress:
         """See ``Service.run_job``."""
         if not isinstance(payload, Mapping):
             raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
+        if len(payload) > self.settings.limits.fields:
+            raise MalformedBodyError(
+                f"A request may have {self.settings.limits.fields} fields, got {len(payload)}: send fewer."
+            )
         self._admission.check()  # an overloaded service does not validate first
         await self._runtime.refresh()
         try:

@@ -12,9 +12,10 @@ from typing import Final, TypeVar
 import numpy as np
 
 from core.bundles import Bundle
-from core.errors import ServiceUnavailableError, StillhouseError, without_paths
+from core.errors import DatasetTooLargeError, ServiceUnavailableError, StillhouseError, without_paths
 from core.exchange import (
     JSON,
+    Columns,
     ModelReference,
     choose_media_type,
     columns_of,
@@ -30,7 +31,7 @@ from core.saved_models import ModelStore
 from core.storage import Storage
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
-from deployments.settings import Settings
+from deployments.settings import Limits, Settings
 
 Result = TypeVar("Result")
 
@@ -73,7 +74,7 @@ class Predictor:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
-        self._settings, self._clock = settings.predictor, clock
+        self._settings, self._limits, self._clock = settings.predictor, settings.limits, clock
         self._models = ModelStore(Storage(settings.expanded_storage_url(), settings.storage_options))
         self._registry = RegistryClient(settings)
         self._cache: OrderedDict[ModelReference, _Ready] = OrderedDict()
@@ -105,6 +106,7 @@ class Predictor:
             accept = choose_media_type(call.accept, call.media_type)
             columns = await self._run(True, lambda: read_columns(memoryview(call.body), call.media_type))  # type: ignore[arg-type]
             large = True
+        check_size(columns, self._limits)
         encoded = await self._run(large, lambda: model.encode(columns))
         prediction = await self._compute(model, encoded.features)
         warnings = _warnings(encoded.unseen_counts, encoded.null_counts)
@@ -215,6 +217,17 @@ class Predictor:
         if not large:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+
+
+def check_size(columns: Columns, limits: Limits) -> None:
+    """Raises DatasetTooLargeError for more rows or columns than one request may bring."""
+    rows = max(map(len, columns.values()), default=0)
+    for name, count, limit in (
+        ("rows", rows, limits.predict_rows),
+        ("columns", len(columns), limits.columns),
+    ):
+        if count > limit:
+            raise DatasetTooLargeError(f"One request may bring {limit} {name}, got {count}: send less.")
 
 
 def _settle(done: asyncio.Future[Prediction], result: Prediction | Exception) -> None:

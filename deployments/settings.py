@@ -128,11 +128,15 @@ class Limits(Section):
         body_bytes: Of an upload or a table to predict; compressed ones count inflated.
         json_bytes: Of any JSON body.
         header_bytes: Of names and values together.
+        fields: Of a train or distil request.
+        predict_rows: Of one predict request.
     """
 
     body_bytes: PositiveInt = 2 << 30
     json_bytes: PositiveInt = 32 << 20
     header_bytes: PositiveInt = 64 << 10
+    fields: PositiveInt = 1000
+    predict_rows: PositiveInt = 10_000_000
     rows: PositiveInt = 50_000_000
     columns: PositiveInt = 10_000
 

@@ -572,3 +572,8 @@ async def test_stream_ends_with_the_error_of_the_work(settings, connect):
 async def test_upload_example_is_what_these_tests_train_on(client):
     response = await client.get(f"{DATASETS}/{await upload(client)}")
     assert (response.json()["rows"], len(response.json()["columns"])) == (60, 4)
+
+
+async def test_request_of_too_many_fields_is_refused(client):
+    fields = {f"field{number}": number for number in range(1001)}
+    assert "1000 fields" in failed(await client.post(TRAIN, json=fields), 400, "MALFORMED_BODY")

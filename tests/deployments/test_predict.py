@@ -432,3 +432,16 @@ async def test_python_handle_answers_what_http_sends(tmp_path, connect):
         ):
             response = await client.post(PREDICT, json=payload)
             assert await service.predict(payload) == (response.status_code, response.json())
+
+
+async def test_more_rows_or_columns_than_one_request_may_bring_are_413(tmp_path, connect):
+    settings = settings_in(tmp_path, limits={"predict_rows": 3})
+    async with connect(local_service(settings)) as client:
+        run_id = (await trained(client, await upload(client)))["run_id"]
+        row = {"length": 2.0, "width": 1.0, "colour": "red"}
+        rows = [row] * 4
+        assert (await client.post(PREDICT, json={"run_id": run_id, "rows": rows[:3]})).status_code == 200
+        message = failed(
+            await client.post(PREDICT, json={"run_id": run_id, "rows": rows}), 413, "DATASET_TOO_LARGE"
+        )
+        assert "3 rows, got 4" in message
