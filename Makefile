@@ -24,8 +24,7 @@ demo: $(READY)  ## Train, distil and predict on a real table, on a cluster start
 	$(BIN)/python -m deployments.demo
 
 up: $(READY)  ## Start the service and stay: http://127.0.0.1:8000/docs
-	@echo 'Stillhouse starts; its documentation will be at http://127.0.0.1:8000/docs (stop with Ctrl-C)'
-	$(BIN)/serve run serve_config.yaml
+	$(BIN)/stillhouse up
 
 test: $(READY)  ## All tests, on a real local cluster where they need one
 	$(BIN)/python -m pytest

@@ -52,7 +52,7 @@ def render(error: StillhouseError, asked: Asked) -> Rendered:
     """An error in the dialect of its route, or as RFC 9457 where Accept asks for that."""
     status, body = _dialect_of(asked.path)(error, asked)
     if asked.accept is not None and PROBLEM in asked.accept:
-        return Rendered(status, _problem(error, status, asked), _headers(error), PROBLEM)
+        return Rendered(status, problem(error, status, asked), _headers(error), PROBLEM)
     return Rendered(status, body, _headers(error))
 
 
@@ -167,7 +167,7 @@ def _headers(error: StillhouseError) -> dict[str, str]:
     return headers
 
 
-def _problem(error: StillhouseError, status: int, asked: Asked) -> dict[str, object]:
+def problem(error: StillhouseError, status: int, asked: Asked) -> dict[str, object]:
     """RFC 9457."""
     found = violations(error)
     return {

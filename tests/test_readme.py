@@ -1,4 +1,4 @@
-"""What the README says of the catalogue is what the catalogue says."""
+"""What the README says of errors is what the catalogue and the command line say."""
 
 import re
 from collections import defaultdict
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from core.catalogue import CATALOGUE
 from core.errors import class_of
+from stillhouse.command_line.main import EXIT_CODES_HELP
+from stillhouse.command_line.output import EXIT_CODES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -17,3 +19,12 @@ def test_table_of_errors_is_the_catalogue_of_the_tabular_core() -> None:
             expected[entry.status].add(entry.code)
     rows = re.findall(r"^\| (\d{3}) \| (.+?) \|", README, re.MULTILINE)
     assert {int(status): set(re.findall(r"`(\w+)`", codes)) for status, codes in rows} == expected
+
+
+def test_table_of_exit_codes_is_that_of_the_command() -> None:
+    told = [line.split(maxsplit=1) for line in EXIT_CODES_HELP.splitlines()[2:]]
+    rows = [f"| {code} | {meaning} |" for code, meaning in told]
+    assert [line for line in README.replace("`", "").splitlines() if line in rows] == rows
+    assert {(str(code), str(error_type)) for error_type, code in EXIT_CODES.items()} <= {
+        (code, meaning.partition(":")[0]) for code, meaning in told
+    }

@@ -1,6 +1,7 @@
 """The root of the error tree."""
 
 import re
+from functools import cached_property
 from typing import ClassVar, Final
 
 from core.catalogue import CATALOGUE, MESSAGE_CHARS, Entry, ErrorType, RetryMode, Severity
@@ -26,6 +27,8 @@ class StillhouseError(Exception):
             catalogue's words, with the details in them, where it is left out.
         details: JSON values that name the particulars (``field``, ``value``, ``line`` …). ``retry_after``,
             in seconds, wins over the catalogue's; ``original``, an exception, becomes the cause instead.
+
+    What the catalogue says is cached in the error, where a client may put what an answer told it instead.
     """
 
     code: ClassVar[str] = "SYSTEM_ERROR"
@@ -42,17 +45,17 @@ class StillhouseError(Exception):
 
     @property
     def entry(self) -> Entry:
-        return CATALOGUE[self.code]
+        return CATALOGUE.get(self.code) or CATALOGUE[StillhouseError.code]  # a later service has more codes
 
-    @property
+    @cached_property
     def error_type(self) -> ErrorType:
         return self.entry.type
 
-    @property
+    @cached_property
     def severity(self) -> Severity:
         return self.entry.severity
 
-    @property
+    @cached_property
     def retryable(self) -> bool:
         return self.entry.retryable
 
@@ -61,7 +64,7 @@ class StillhouseError(Exception):
         """Whether the very same request may succeed later: retryable without a change."""
         return self.retryable and self.entry.retry is not RetryMode.AFTER_CHANGE
 
-    @property
+    @cached_property
     def retry_after_s(self) -> float | None:
         """Seconds after which it is worth trying again; None where waiting does not help."""
         own = self.details.get("retry_after")
@@ -73,7 +76,7 @@ class StillhouseError(Exception):
         speaks = self.error_type is not ErrorType.SYSTEM_ERROR and len(self.message) < MESSAGE_CHARS
         return self.message if speaks else self.entry.message_for(self.details)
 
-    @property
+    @cached_property
     def suggested_action(self) -> str:
         return self.entry.action_for({"retry_after": self.retry_after_s, **self.details})
 

@@ -1,5 +1,7 @@
 """The twelve classes of seed 001 and the failures of the platform below them."""
 
+from functools import cached_property
+
 from core.catalogue import ErrorType
 from core.errors.base import StillhouseError
 
@@ -55,11 +57,11 @@ class TimeoutError(StillhouseError):  # noqa: A001  # the customer's name
 
     code = "OPERATION_TIMEOUT"
 
-    @property
+    @cached_property
     def error_type(self) -> ErrorType:
         return ErrorType.PERMANENT if self.details.get("is_retryable") is False else super().error_type
 
-    @property
+    @cached_property
     def retryable(self) -> bool:
         return super().retryable and self.details.get("is_retryable") is not False
 

@@ -57,6 +57,10 @@ class Tokens:
         ]
         return max(matches, default=None) if scheme.lower() == "bearer" else None
 
+    def count(self) -> int:
+        """How many are accepted now."""
+        return len(self._current())
+
     def _current(self) -> Mapping[str, Scope]:
         if self._file is not None:
             try:

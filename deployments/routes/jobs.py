@@ -14,8 +14,8 @@ from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODE
 from core.contract.validation import DISTILL_FIELDS, TEACHER_FIELDS, TRAIN_FIELDS
 from core.errors import MalformedBodyError, StillhouseError
 from core.exchange import parse_json
-from deployments.dialects import handler_answer
-from deployments.edge.border import origin_of
+from deployments.dialects import Asked, handler_answer, problem
+from deployments.edge.border import origin_of, route_path
 from deployments.routes.examples import distill_example, train_example
 from deployments.service import JobKind, Report, Service
 
@@ -41,7 +41,7 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
 
     The body is read here and not by a model of the framework, because the order of validation is the
     contract's. With ``Accept: text/event-stream`` the answer is a stream of ``started``, ``epoch`` and
-    ``result`` (or ``error``) events.
+    ``result`` (or ``error``) events; an error comes with its RFC 9457 body, for want of headers.
     """
     router = APIRouter(tags=["train and distil"])
 
@@ -49,7 +49,7 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         reports = service.run_job(kind, await read_object(request), origin_of(request.scope))
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
-            return StreamingResponse(_events(first, reports), media_type=EVENT_STREAM)
+            return StreamingResponse(_events(first, reports, asked_by(request)), media_type=EVENT_STREAM)
         last = first
         async with contextlib.aclosing(reports):
             async for report in reports:
@@ -79,7 +79,7 @@ async def read_object(request: Request) -> dict[str, object]:
     return payload
 
 
-async def _events(first: Report, rest: AsyncGenerator[Report]) -> AsyncGenerator[str]:
+async def _events(first: Report, rest: AsyncGenerator[Report], asked: Asked) -> AsyncGenerator[str]:
     try:
         async with contextlib.aclosing(rest):
             yield _event(first)
@@ -87,7 +87,13 @@ async def _events(first: Report, rest: AsyncGenerator[Report]) -> AsyncGenerator
                 yield _event(report)
     except StillhouseError as error:
         status, body = handler_answer(error)
-        yield _event({"event": "error", "status_code": status, "body": body})
+        described = problem(error, status, asked)
+        yield _event({"event": "error", "status_code": status, "body": body, "problem": described})
+
+
+def asked_by(request: Request) -> Asked:
+    origin = origin_of(request.scope)
+    return Asked(route_path(request.scope), None, origin.request_id, origin.trace_id)
 
 
 def _event(report: Report) -> str:

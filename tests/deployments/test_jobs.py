@@ -565,7 +565,11 @@ async def test_stream_ends_with_the_error_of_the_work(settings, connect):
     assert response.status_code == 200
     *_, last = events_of(response)
     body = {"status": "error", "error": "lost <path> while training"}
+    described = last.pop("problem")
     assert last == {"event": "error", "status_code": 400, "body": body}
+    assert (described["code"], described["retryable"]) == ("TRAINING_FAILED", False)
+    assert described["detail"] == body["error"]
+    assert described["trace_id"] == response.headers["x-trace-id"]
     assert kept(settings) == set()
 
 

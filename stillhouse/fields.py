@@ -1,0 +1,50 @@
+"""The fields of train and distil requests: the one list from which signatures and options come.
+
+Ranges and defaults are the service's: ``Client.limits()`` tells them.
+"""
+
+from typing import Annotated, Literal, TypedDict
+
+Task = Literal["auto", "classification", "regression"]
+
+
+class _Shared(TypedDict, total=False):
+    dataset_id: Annotated[str, "id of an uploaded table"]
+    data_path: Annotated[str, "file below a data root of the service"]
+    target_column: Annotated[str, "column to predict"]
+    sheet_name: Annotated[str, "sheet of a spreadsheet; the first by default"]
+    task: Annotated[Task, "what to predict"]
+    training_mode: Annotated[str, "kind of model: mlp_dense, linear_glm_baseline, tabresnet …"]
+    exclude_columns: Annotated[list[str], "columns not to learn from"]
+    date_columns: Annotated[list[str], "columns to read as dates"]
+    test_size: Annotated[float, "share of the rows kept for the test"]
+    epochs: Annotated[int, "passes over the training rows, at most"]
+    batch_size: Annotated[int, "rows a step"]
+    learning_rate: Annotated[float, "at the start; it falls along a cosine"]
+    early_stopping_patience: Annotated[int, "epochs without improvement before stopping; 0 runs all"]
+    random_seed: Annotated[int, "of split, weights and order of rows"]
+    device: Annotated[str, "where to train: cpu, cuda or cuda:N; the best there is by default"]
+    save_model: Annotated[bool, "keep the run as a model, which does not expire"]
+    model_id: Annotated[str, "name of the saved model"]
+    overwrite: Annotated[bool, "replace a saved model of that name"]
+
+
+class TrainFields(_Shared, total=False):
+    """Of a train request; ``target_column`` and one of ``dataset_id`` and ``data_path`` must be there."""
+
+    hidden_dim: Annotated[int, "width of the hidden layers"]
+    num_hidden_layers: Annotated[int, "number of hidden layers"]
+    dropout: Annotated[float, "share of the hidden units left out of a step"]
+
+
+class DistillFields(_Shared, total=False):
+    """Of a distil request; one teacher must be there besides."""
+
+    teacher_run_id: Annotated[str, "run to learn from"]
+    teacher_model_path: Annotated[str, "model file in storage to learn from"]
+    teacher_model_id: Annotated[str, "saved model to learn from"]
+    temperature: Annotated[float, "softens the teacher's probabilities"]
+    alpha: Annotated[float, "share of the loss on the true labels"]
+    student_hidden_dim: Annotated[int, "width of the student's hidden layers"]
+    student_num_hidden_layers: Annotated[int, "number of the student's hidden layers"]
+    student_dropout: Annotated[float, "as dropout, of the student"]
