@@ -6,6 +6,7 @@ import gc
 import importlib
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ Result = TypeVar("Result")
 log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.25
+NICENESS = 10
 Report = dict[str, object]
 """``{"event": "started" | "epoch" | "result", …}``"""
 
@@ -56,7 +58,7 @@ class Trainer:
         self._storage = Storage(settings.expanded_storage_url(), settings.storage_options)
         self._models = ModelStore(self._storage)
         self._registry = RegistryClient(settings)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="training", initializer=_give_way)
         self._device = asyncio.Lock()
         self._executor.submit(_runtime_error)  # the first request need not wait for the import
 
@@ -200,6 +202,11 @@ class _Job:
             if time.monotonic() - emitted >= REPORT_EVERY_S:
                 emitted = time.monotonic()
                 self._emit({"event": "epoch", **asdict(report)})
+
+
+def _give_way() -> None:
+    """Lets those who answer go first where they share cores: on Linux it concerns this thread and its own."""
+    os.nice(NICENESS)
 
 
 def _runtime_error() -> str | None:
