@@ -1,5 +1,6 @@
 """Stillhouse without a cluster: train, distil, save and load with files of this machine."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -95,8 +96,8 @@ def load_bundle(path: str | Path) -> Bundle:
         ModelNotFoundError, BundleError
     """
     file = Path(path)
-    if not file.is_file():
-        raise ModelNotFoundError(f"There is no model file {file.name!r}.")
+    if not _is_file(file):
+        raise ModelNotFoundError(f"There is no model file {file.name!r:.60}.")
     return Bundle.from_bytes(file.read_bytes())
 
 
@@ -111,8 +112,8 @@ class _LocalLookups:
 
     def find_path(self, data_path: str) -> DataSource:
         file = Path(data_path)
-        if not file.is_file():
-            raise DataTargetError(f"data_path must name a file, got {file.name!r}")
+        if not _is_file(file):
+            raise DataTargetError(f"data_path must name a file, got {file.name!r:.60}")
         return DataSource("path", str(file), format_of(file.name, None), file.name)
 
     def model_exists(self, model_id: str) -> bool:
@@ -128,9 +129,13 @@ def _check_saves_nothing(saving: Saving | None) -> None:
 
 
 def _read_teacher(path: Path) -> bytes:
-    if not path.is_file():
-        raise TeacherSourceError(f"teacher must be a bundle or the file of one, got {path.name!r}")
+    if not _is_file(path):
+        raise TeacherSourceError(f"teacher must be a bundle or the file of one, got {path.name!r:.60}")
     return path.read_bytes()
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  # pathlib's raises for a name that is too long
 
 
 def _opener(source: DataSource) -> Callable[[], pa.NativeFile]:

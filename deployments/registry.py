@@ -374,7 +374,7 @@ class RegistryClient:
 
 def run_not_found(run_id: str) -> RunNotFoundError:
     return RunNotFoundError(
-        f"There is no run {run_id!r:.60}, or it has expired: train again, or save runs to keep them.",
+        f"There is no run {run_id!r:.60}, or it has expired: train again.",
         run_id=run_id[:128],
     )
 

@@ -1,6 +1,7 @@
 """The main job on a real cluster: upload, train, distil, predict, save, export."""
 
 import asyncio
+import hashlib
 import io
 import json
 
@@ -73,6 +74,32 @@ def test_large_arrow_stream_is_answered_in_kind_and_order(client: httpx.Client, 
         json={"run_id": teacher["run_id"], "columns": {k: list(v[-100:]) for k, v in columns.items()}},
     ).json()
     assert predicted["prediction"].to_pylist()[-100:] == few["predictions"]
+
+
+def test_large_upload_arrives_whole_through_the_proxy(client: httpx.Client) -> None:
+    content = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * 7) for i in range(500_000))
+    for chunk_bytes in (1 << 20, 999):
+        chunks = (content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes))
+        answer = client.post(
+            "/api/v1/datasets?name=large.csv", content=chunks, headers={"Content-Type": "text/csv"}
+        )
+        assert answer.status_code in (200, 201), answer.text
+        assert answer.json()["sha256"] == hashlib.sha256(content).hexdigest()
+    client.delete(f"/api/v1/datasets/{answer.json()['dataset_id']}").raise_for_status()
+
+
+@pytest.mark.parametrize("given", ["id-1", "two words"])
+def test_answer_carries_one_valid_id(client: httpx.Client, given: str) -> None:
+    answer = client.get("/nowhere", headers={"X-Request-ID": given})
+    [request_id] = answer.headers.get_list("X-Request-ID")
+    assert (request_id == given) is (given == "id-1")
+    assert " " not in request_id
+
+
+def test_head_is_answered_behind_serve(client: httpx.Client, dataset: str) -> None:
+    answer = client.head(f"/api/v1/datasets/{dataset}")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert int(answer.headers["Content-Length"]) > 100
 
 
 def test_exported_models_are_whole_files(client: httpx.Client, teacher: dict) -> None:

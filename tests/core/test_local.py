@@ -144,6 +144,21 @@ def test_loading_says_what_is_wrong(tmp_path):
         load_bundle(tmp_path / "empty")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000 + ".csv", "dir.csv", "loop.csv", "pipe.csv", "nul\0.csv"])
+def test_what_is_no_file_is_refused_and_never_opened(path, tmp_path, name):
+    (tmp_path / "dir.csv").mkdir()
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    odd = tmp_path / name
+    with pytest.raises(DataTargetError) as caught:
+        train_model_from_file(odd, "y")
+    assert len(caught.value.message) <= 100
+    with pytest.raises(TeacherSourceError):
+        distill_model_from_file(path, "y", odd)
+    with pytest.raises(ModelNotFoundError):
+        load_bundle(odd)
+
+
 def test_saving_replaces_the_file_and_leaves_nothing_else(engine, tmp_path):
     target = tmp_path / "m.safetensors"
     target.write_text("old")

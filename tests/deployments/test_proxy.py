@@ -20,7 +20,6 @@ from deployments.proxy import (
 )
 from deployments.refusals import OwnWords
 from deployments.web import build_web_app
-from tests.deployments.local import PROBLEM
 
 pytestmark = pytest.mark.anyio
 VALID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -153,16 +152,13 @@ async def test_serve_finds_the_middleware() -> None:
         ["a", "a"],
     ],
 )
-async def test_answer_and_error_name_the_request_alike_and_validly(service, given) -> None:
+async def test_serve_and_the_edge_name_the_request_alike_and_validly(service, given) -> None:
     app = _apply_middlewares(build_web_app(service), middlewares())  # as Serve's proxy is wrapped
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://stillhouse") as client:
-        headers = [("accept", PROBLEM), *[("x-request-id", value) for value in given]]
-        answer = await client.get(
-            "/nowhere", headers=[(name, value.encode("latin-1")) for name, value in headers]
-        )
+        ids = [("x-request-id", value.encode("latin-1")) for value in given]
+        answer = await client.get("/nowhere", headers=ids)
     by_edge, by_serve = answer.headers.get_list("x-request-id")
     assert by_edge == by_serve
-    assert answer.json()["trace_id"] == answer.headers["x-trace-id"]
     assert VALID.fullmatch(by_serve)
     assert len(given) != 1 or not VALID.fullmatch(given[0]) or by_serve == given[0]
 
