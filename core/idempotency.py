@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from core.errors import IdempotencyInProgressError
 from core.storage import Storage
+
+log = logging.getLogger(__name__)
 
 FOLDER: Final = "idempotency"
 LIFETIME_S: Final = 24 * 3600
@@ -22,14 +25,14 @@ class StoredAnswer:
 
     Attributes:
         request_sha256: Of the body of the request, in hex.
-        answered_at: Unix seconds.
+        answered_at: Unix seconds of the clock that decides how long it lives; set when it is kept.
     """
 
     request_sha256: str
     status: int
     headers: Mapping[str, str]
     body: str
-    answered_at: float
+    answered_at: float = 0.0
 
 
 class IdempotencyKeys:
@@ -45,8 +48,8 @@ class IdempotencyKeys:
     def __init__(self, storage: Storage, clock: Callable[[], float]) -> None:
         self._storage, self._clock = storage, clock
         self._claims: dict[str, float] = {}
+        self._swept_on = ""
         self._lock = threading.Lock()
-        self._swept_on: str | None = None
 
     def claim(self, name: str) -> StoredAnswer | None:
         """The answer that was given already, or None: the caller may do the work, and must release the name.
@@ -61,41 +64,53 @@ class IdempotencyKeys:
                     "The first request with this Idempotency-Key is still at work: try again shortly."
                 )
             self._claims[name] = now + LEASE_S
-        answer = self._find(name, now)
+        try:
+            answer = self._find(name, now)
+        except BaseException:
+            self.release(name)
+            raise
         if answer is not None:
             self.release(name)
         return answer
 
     def renew(self, name: str) -> None:
-        self._claims[name] = self._clock() + LEASE_S
+        with self._lock:
+            self._claims[name] = self._clock() + LEASE_S
 
     def complete(self, name: str, answer: StoredAnswer) -> None:
-        """Keeps the answer, then releases the name."""
-        self._storage.write(_path(name, answer.answered_at), json.dumps(asdict(answer)).encode())
-        self.release(name)
+        """Keeps the answer, then releases the name; the first of a day sweeps."""
+        try:
+            answer = replace(answer, answered_at=self._clock())
+            self._storage.write(_path(name, answer.answered_at), json.dumps(asdict(answer)).encode())
+        finally:
+            self.release(name)
+        if self._swept_on != _day(answer.answered_at):
+            self.sweep()
 
     def release(self, name: str) -> None:
         """Without an answer the key is as good as new: a refused request does not use it up."""
-        self._claims.pop(name, None)
+        with self._lock:
+            self._claims.pop(name, None)
 
     def sweep(self) -> None:
-        """Forgets claims that lapsed and, once a day, what is older than ``LIFETIME_S``."""
+        """Forgets what is older than ``LIFETIME_S``, by the day, and claims that lapsed."""
         now = self._clock()
+        self._swept_on = _day(now)
         with self._lock:
             self._claims = {name: until for name, until in self._claims.items() if until > now}
-        if self._swept_on == _day(now):
-            return
         kept = {_day(now), _day(now - LIFETIME_S)}
         days = {name.split("/")[1] for name in self._storage.names(FOLDER)}
         for day in days - kept:
             self._storage.delete_folder(f"{FOLDER}/{day}")
-        self._swept_on = _day(now)
 
     def _find(self, name: str, now: float) -> StoredAnswer | None:
         for at in {_day(now): now, _day(now - LIFETIME_S): now - LIFETIME_S}.values():
             try:
                 answer = StoredAnswer(**json.loads(self._storage.read(_path(name, at))))
             except FileNotFoundError:
+                continue
+            except (TypeError, ValueError):
+                log.exception("the answer kept under %s is damaged and is passed over", name)
                 continue
             if answer.answered_at > now - LIFETIME_S:
                 return answer

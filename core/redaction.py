@@ -1,5 +1,6 @@
 """What must not leave the service, taken out of messages, logs and tracked events."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -8,25 +9,33 @@ from core.errors import without_paths
 
 REDACTED: Final = "[redacted]"
 _NAMES: Final = (
-    r"(?:pass(?:word|wd|phrase)|secret|token|api[-_ ]?key|access[-_ ]?key|private[-_ ]?key"
+    r"(?:pass(?:word|wd|phrase)|pwd|secret|token|api[-_ ]?key|access[-_ ]?key|private[-_ ]?key"
     r"|authorization|credential|cookie|dsn|signature)"
 )
+_SCHEME: Final = r"(?:(?:bearer|basic|digest|token)\s+)"
 _SECRET_KEY: Final = re.compile(_NAMES, re.IGNORECASE)
 _ROWS_KEY: Final = re.compile(
     r"(?:rows?|records?|data|body|payload|values?|inputs?|violations|features)", re.IGNORECASE
 )
 _SECRET_TEXTS: Final = (
-    (
-        re.compile(r"\b(bearer|basic)(\s+)(?=\S*[A-Z0-9._~+/=-])[\w.~+/=-]{6,}", re.IGNORECASE),
-        r"\1\2" + REDACTED,
-    ),
-    (
-        re.compile(rf"""({_NAMES}\w*["']?\s*[=:]\s*["']?)[^\s"',;&<]+""", re.IGNORECASE),
+    (  # name = value, also within JSON, and JSON within JSON; not "Authorization: Bearer <token>"
+        re.compile(
+            rf"""({_NAMES}\w{{0,40}}\\*["']?\s*[=:]\s*\\*)(?!{_SCHEME}<)"""
+            rf"""(?:"[^"\n]*"|'[^'\n]*'|["']?{_SCHEME}?[^\s"',;&<\\]+)""",
+            re.IGNORECASE,
+        ),
         r"\1" + REDACTED,
     ),
-    (re.compile(r"(\w://)[^/\s:@]+:[^/\s@]+@"), r"\1" + REDACTED + "@"),
+    (re.compile(r"(cookie: )[^\n]+", re.IGNORECASE), r"\1" + REDACTED),
+    (  # what looks like a token, not the next word of a sentence
+        re.compile(
+            r"\b((?i:bearer|basic))(\s+)(?:(?=\S[\w.~+/=-]*[A-Z0-9_~+/=])[\w.~+/=-]{6,}|[\w.~+/=-]{20,})"
+        ),
+        r"\1\2" + REDACTED,
+    ),
+    (re.compile(r"(\w://)[^/\s]+@"), r"\1" + REDACTED + "@"),
     (re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"), REDACTED),
-    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), REDACTED),
+    (re.compile(r"\beyJ[\w-]{1,4000}\.[\w-]+\.[\w-]*"), REDACTED),
 )
 _DEEPEST: Final = 32
 
@@ -45,6 +54,8 @@ def redact_text(text: str) -> str:
 def redact(value: object, depth: int = 0) -> object:
     """JSON values without secrets, server paths and rows of data, at any depth and in any letter case.
 
+    Numbers that are none, which JSON does not know, become null.
+
     Args:
         value: Mappings and sequences are copied; what is neither them nor a plain value becomes its text.
 
@@ -52,12 +63,12 @@ def redact(value: object, depth: int = 0) -> object:
     {'Password': '[redacted]', 'nested': [{'API_KEY': '[redacted]'}], 'rows': '[redacted]', 'epochs': 3}
     """
     if value is None or isinstance(value, bool | int | float):
-        return value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
     if depth > _DEEPEST:
         return REDACTED
     if isinstance(value, Mapping):
         return {
-            str(key): REDACTED if _hides(str(key), item) else redact(item, depth + 1)
+            redact_text(str(key)): REDACTED if _hides(str(key), item) else redact(item, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):

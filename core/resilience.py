@@ -17,6 +17,7 @@ from core.errors import CircuitOpenError, StillhouseError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Outcome = Literal["ok", "retried", "failed"]
 
 
 class Integration(StrEnum):
@@ -83,8 +84,8 @@ POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
 class Breaker:
     """Spares a service that fails: after ``failures`` in a row calls are refused for ``cool_down_s``.
 
-    Then one probe may pass; its outcome closes or opens the breaker again. Errors of the caller do not count.
-    Safe in threads and tasks.
+    Then one probe may pass; its outcome closes or opens the breaker again. An error of the caller is an answer
+    of the service, so it counts as a success. Safe in threads and tasks.
 
     Args:
         service: Its name for people.
@@ -99,7 +100,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at: float | None = None
-        self._probing = False
+        self._probe: object | None = None
 
     @property
     def state(self) -> Literal["closed", "open", "half_open"]:
@@ -126,42 +127,43 @@ class Breaker:
         Raises:
             CircuitOpenError: instead of running it, while the service is spared.
         """
-        probe = self._enter()
+        attempt = object()
+        self._enter(attempt)
         try:
             yield
         except Exception as error:
-            self._left(probe, failed=is_failure_of_service(error))
+            self._left(attempt, failed=is_failure_of_service(error))
             raise
         except BaseException:  # cancelled: nothing was learnt
             with self._lock:
-                self._probing = self._probing and not probe
+                if self._probe is attempt:
+                    self._probe = None
             raise
-        self._left(probe, failed=False)
+        self._left(attempt, failed=False)
 
-    def _enter(self) -> bool:
-        """Whether the attempt is the probe."""
+    def _enter(self, attempt: object) -> None:
         with self._lock:
             if self._opened_at is None:
-                return False
+                return
             remaining_s = self._remaining_s()
-            if remaining_s > 0 or self._probing:
+            if remaining_s > 0 or self._probe is not None:
                 raise CircuitOpenError(service=self.service, retry_after=max(1.0, remaining_s))
-            self._probing = True
-            return True
+            self._probe = attempt
 
-    def _left(self, probe: bool, *, failed: bool) -> None:
+    def _left(self, attempt: object, *, failed: bool) -> None:
         with self._lock:
+            if self._opened_at is not None and self._probe is not attempt:
+                return  # a straggler from before says nothing of now
             if not failed:
-                if probe or self._opened_at is None:  # a straggler from before says nothing of now
-                    self._close()
+                self._close()
                 return
             self._failures += 1
-            if probe or (self._opened_at is None and self._failures >= self._policy.failures):
+            if self._opened_at is not None or self._failures >= self._policy.failures:
                 log.error("breaker of %s opens after %d failures", self.service, self._failures)
-                self._opened_at, self._probing = self._clock(), False
+                self._opened_at, self._probe = self._clock(), None
 
     def _close(self) -> None:
-        self._failures, self._opened_at, self._probing = 0, None, False
+        self._failures, self._opened_at, self._probe = 0, None, None
 
     def _remaining_s(self) -> float:
         if self._opened_at is None:
@@ -177,7 +179,8 @@ def is_failure_of_service(error: Exception) -> bool:
 
 
 class AttemptObserver(Protocol):
-    def attempted(self, service: str, outcome: Literal["ok", "retried", "failed"]) -> None: ...
+    def attempted(self, service: str, outcome: Outcome) -> None:
+        """``ok`` where the service answered, be it that the request was wrong; ``failed`` when given up."""
 
 
 def is_worth_another_attempt(error: BaseException) -> bool:
@@ -228,8 +231,9 @@ class Caller:
         try:
             result: Result = await retrying(self._guarded, attempt)
         except Exception as error:
-            self._observe("failed")
-            if self.policy.critical or not is_failure_of_service(error):
+            of_service = is_failure_of_service(error)
+            self._observe("failed" if of_service else "ok")
+            if self.policy.critical or not of_service:
                 raise
             log.warning("%s failed and is done without: %s", self.service, error, extra=log_fields)
             return None
@@ -249,11 +253,14 @@ class Caller:
         latest = self._clock() + self.policy.deadline_s
         return {
             "stop": lambda state: (
-                state.attempt_number >= self.policy.attempts or self._clock() + state.upcoming_sleep > latest
+                state.attempt_number >= self.policy.attempts
+                or self._clock() + state.upcoming_sleep > latest
+                or (self.breaker is not None and self.breaker.state == "open")
             ),
             "wait": self._wait_s,
             "retry": tenacity.retry_if_exception(self._is_retryable),
-            "before_sleep": lambda state: self._note(state, "retried", log_fields),
+            "after": lambda state: self._log_failure(state, log_fields),
+            "before_sleep": lambda _: self._observe("retried"),
             "reraise": True,
         }
 
@@ -269,10 +276,7 @@ class Caller:
         drawn = self.policy.wait_s(state.attempt_number, self._draw())
         return max(drawn, told) if isinstance(told, int | float) else drawn
 
-    def _note(
-        self, state: tenacity.RetryCallState, outcome: Literal["retried"], fields: Mapping[str, str] | None
-    ) -> None:
-        self._observe(outcome)
+    def _log_failure(self, state: tenacity.RetryCallState, fields: Mapping[str, str] | None) -> None:
         log.warning(
             "attempt %d of %d at %s failed: %s",
             state.attempt_number,
@@ -282,6 +286,6 @@ class Caller:
             extra=fields,
         )
 
-    def _observe(self, outcome: Literal["ok", "retried", "failed"]) -> None:
+    def _observe(self, outcome: Outcome) -> None:
         if self._observer is not None:
             self._observer.attempted(self.service, outcome)

@@ -23,7 +23,7 @@ from deployments.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 FOLDER: Final = "runs"
 RESTARTING: Final = RetryPolicy(attempts=40, first_wait_s=0.2, max_wait_s=1, deadline_s=20)
 """An actor that was lost is started again in a second or two."""
@@ -186,7 +186,7 @@ class BundleRegistry:
         self._keys.release(name)
 
     async def sweep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Drops expired runs and keys, at most ``SWEEP_EVERY_S`` late, for ever; nobody need ask."""
+        """Drops expired runs, at most ``SWEEP_EVERY_S`` late, for ever; nobody need ask."""
         gone: list[str] = []
         while True:
             await sleep(SWEEP_EVERY_S)
@@ -194,7 +194,6 @@ class BundleRegistry:
             try:
                 await self._drop(gone)
                 gone.clear()
-                await asyncio.to_thread(self._keys.sweep)
             except Exception:
                 log.exception("expired runs could not be dropped; they will be with the next ones")
 

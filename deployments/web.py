@@ -56,6 +56,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client sent
         responses=ERRORS,
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
         middleware=[

@@ -11,7 +11,7 @@ from core.errors import AuthenticationError, InsufficientPermissionsError
 from deployments.edge.border import route_path
 from deployments.edge.clients import Proxies
 from deployments.edge.rates import Rates
-from deployments.edge.tokens import Scope, Tokens
+from deployments.edge.tokens import Scope, Tokens, sent_token
 
 OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
 OPERATOR_PATHS: Final = ("/api/v1/breakers",)
@@ -38,7 +38,7 @@ class Authentication:
             if self._tokens is not None and not path.startswith(OPEN_PATHS):
                 authorization = Headers(scope=scope).get("authorization")
                 await self._check(self._tokens, authorization, address, needed_scope(scope["method"], path))
-                client = f"token {hashlib.sha256((authorization or '').encode()).hexdigest()[:16]}"
+                client = f"token {hashlib.sha256(sent_token(authorization)).hexdigest()[:16]}"
             scope = {**scope, "state": {**scope.get("state", {}), "client": client}}
         await self._app(scope, receive, send)
 

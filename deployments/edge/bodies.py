@@ -45,12 +45,12 @@ class Bodies:
         length = headers.get("content-length", "")
         if _LENGTH.fullmatch(length) and int(length) > limit:
             raise _too_large(limit)
-        receive = _Timely(receive, self._pace, self._clock)
-        encoding = headers.get("content-encoding", "identity").strip().lower()
-        if encoding != "identity":
-            receive = _Inflated(receive, encoding)
-            scope = {**scope, "headers": [h for h in scope["headers"] if h[0] not in _OF_ENCODED]}
-        await self._app(scope, _Counted(receive, limit), send)
+        receive = _Counted(_Timely(receive, self._pace, self._clock), limit)
+        encoding = ",".join(headers.getlist("content-encoding")).strip().lower()
+        if encoding not in ("", "identity"):
+            receive = _Counted(_Inflated(receive, encoding), limit)
+            scope = {**scope, "headers": [h for h in scope["headers"] if h[0].lower() not in _OF_ENCODED]}
+        await self._app(scope, receive, send)
 
     def _limit(self, path: str, headers: Headers) -> int:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -109,10 +109,10 @@ class _Inflated:
                 f"Content-Encoding must be gzip, deflate or identity, got {encoding!r:.40}.",
                 encoding=encoding,
             )
-        self._receive = receive
+        self._receive, self._encoding = receive, encoding
         self._inflater = zlib.decompressobj(_WINDOW_BITS[encoding])
         self._compressed = b""
-        self._more = True
+        self._more, self._ended = True, False
 
     async def __call__(self) -> Message:
         while not self._compressed and self._more:
@@ -120,17 +120,28 @@ class _Inflated:
             if message["type"] != "http.request":
                 return message
             self._compressed, self._more = message.get("body", b""), message.get("more_body", False)
+        if self._ended:  # what comes now is the client leaving
+            return await self._receive()
+        piece = self._inflate()
+        self._ended = not self._more and not self._compressed
+        if self._ended and not self._inflater.eof:
+            raise MalformedBodyError("The compressed body must be whole, but it breaks off.")
+        return {"type": "http.request", "body": piece, "more_body": not self._ended}
+
+    def _inflate(self) -> bytes:
+        """The next piece; of gzip several members may come one after the other (RFC 1952)."""
         try:
+            if self._inflater.eof and self._compressed:
+                if self._encoding == "deflate":
+                    raise MalformedBodyError("The compressed body must end with its data, but more follows.")
+                self._inflater = zlib.decompressobj(_WINDOW_BITS[self._encoding])
             piece = self._inflater.decompress(self._compressed, _PIECE_BYTES)
         except zlib.error:
             raise MalformedBodyError(
                 "The body must be what its Content-Encoding says: it cannot be inflated."
             ) from None
-        self._compressed = self._inflater.unconsumed_tail
-        more = self._more or bool(self._compressed)
-        if not more and not self._inflater.eof:
-            raise MalformedBodyError("The compressed body must be whole, but it breaks off.")
-        return {"type": "http.request", "body": piece, "more_body": more}
+        self._compressed = self._inflater.unconsumed_tail or self._inflater.unused_data
+        return piece
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:

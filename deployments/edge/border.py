@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import HeadersTooLargeError, MalformedBodyError, StillhouseError, UnexpectedError
@@ -61,6 +62,9 @@ class Border:
             await self._app(scope, receive, answer.send)
         except StillhouseError as error:
             await self._fail(error, scope, origin, answer)
+        except ClientDisconnect:
+            left = MalformedBodyError("The request must be read to its end, but the connection broke off.")
+            await self._fail(left, scope, origin, answer)
         except Exception as error:  # whatever it is, the client gets an answer in its dialect
             log.exception("request %s failed", origin.request_id, extra=origin.log_fields())
             unexpected = UnexpectedError(
@@ -108,7 +112,10 @@ class _Answer:
             headers["X-Trace-Id"] = self._origin.trace_id
             if self._sends_request_id:
                 headers["X-Request-ID"] = self._origin.request_id
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError as error:  # what ASGI servers say of clients that left
+            raise ClientDisconnect from error
 
     async def send_error(self, rendered: Rendered) -> None:
         body = json.dumps(rendered.body).encode()

@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Proxies:
@@ -16,18 +17,27 @@ class Proxies:
         self._trusted = tuple(trusted)
 
     def address_of(self, scope: Scope) -> str:
-        """The nearest address that is no trusted proxy."""
+        """The nearest address that is no trusted proxy; a proxy's own where it names none."""
         client = scope.get("client") or ("unknown", 0)
-        address = str(client[0])
-        forwarded = ",".join(Headers(scope=scope).getlist("x-forwarded-for"))
-        hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-        while hops and self._is_trusted(address):
-            address = hops.pop()
-        return address[:64]
+        address = _parsed(str(client[0]))
+        if address is None:
+            return str(client[0])[:64]
+        hops = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).split(",")
+        while self._is_trusted(address) and hops and (hop := _parsed(hops.pop())) is not None:
+            address = hop
+        return str(address)
 
-    def _is_trusted(self, address: str) -> bool:
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        return any(parsed in network for network in self._trusted)
+    def _is_trusted(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def _parsed(text: str) -> Address | None:
+    """An address as proxies write it, perhaps with a port: one client must not count as many."""
+    host = text.strip()
+    if host.startswith("[") or host.count(":") == 1:
+        host = host.rpartition(":")[0] if not host.endswith("]") else host
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import limits as rate_limits
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
@@ -11,12 +11,21 @@ from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import RateLimitedError
+from deployments.edge.border import route_path
 from deployments.settings import EdgeSettings
 
 log = logging.getLogger(__name__)
 
 RouteClass = Literal["read", "predict", "train", "write", "denied"]
+_STORE_TIMEOUT_S: Final = 0.5
 _OPEN: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
+
+
+_REDIS: Final = {
+    "implementation": "redispy",
+    "socket_timeout": _STORE_TIMEOUT_S,
+    "socket_connect_timeout": _STORE_TIMEOUT_S,
+}
 
 
 class Rates:
@@ -32,7 +41,7 @@ class Rates:
             if rate is not None
         }
         url = settings.rates_storage
-        options: dict[str, str | bool] = {} if url.startswith("memory") else {"implementation": "redispy"}
+        options: dict[str, Any] = {} if url.startswith("memory") else _REDIS
         storage = storage_from_string(f"async+{url}", wrap_exceptions=True, **options)
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
@@ -67,8 +76,8 @@ class RateLimits:
         self._app, self._rates = app, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(_OPEN):
-            await self._rates.take(route_class(scope["method"], scope["path"]), scope["state"]["client"])
+        if scope["type"] == "http" and not (path := route_path(scope)).startswith(_OPEN):
+            await self._rates.take(route_class(scope["method"], path), scope["state"]["client"])
         await self._app(scope, receive, send)
 
 

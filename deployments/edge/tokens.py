@@ -50,12 +50,11 @@ class Tokens:
         Args:
             authorization: The header as ASGI frameworks decode it, Latin-1; tokens are compared as UTF-8.
         """
-        scheme, _, given = (authorization or "").partition(" ")
-        sent = given.strip().encode("latin-1")
+        sent = sent_token(authorization)
         matches = [
             scope for token, scope in self._current().items() if hmac.compare_digest(sent, token.encode())
         ]
-        return max(matches, default=None) if scheme.lower() == "bearer" else None
+        return max(matches, default=None)
 
     def count(self) -> int:
         """How many are accepted now."""
@@ -75,6 +74,12 @@ class Tokens:
         if seen != self._seen:
             self._from_file = parse_tokens(file.read_text("utf-8").splitlines())
             self._seen = seen
+
+
+def sent_token(authorization: str | None) -> bytes:
+    """The token, however the header was spelt; empty where there is none."""
+    scheme, _, given = (authorization or "").partition(" ")
+    return given.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def parse_tokens(lines: list[str]) -> Mapping[str, Scope]:
