@@ -84,8 +84,8 @@ POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
 class Breaker:
     """Spares a service that fails: after ``failures`` in a row calls are refused for ``cool_down_s``.
 
-    Then one probe may pass; its outcome closes or opens the breaker again. An error of the caller is an answer
-    of the service, so it counts as a success. Safe in threads and tasks.
+    Then one probe may pass; its outcome closes or opens the breaker again. An error of the caller is an
+    answer of the service, so it counts as a success. Safe in threads and tasks.
 
     Args:
         service: Its name for people.
