@@ -90,7 +90,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         request, master.architecture, classification=master.classes is not None
     )
     network = new_network(architecture, master.encoder, request.random_seed, device)
-    hard = cross_entropy(data.target) if master.classes else squared_error(data.target)
+    hard = cross_entropy(data.target, len(master.classes)) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
     schedule = schedule_of(request, len(split.train), architecture)
     epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)

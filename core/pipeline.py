@@ -275,7 +275,7 @@ def schedule_of(
 
 
 def run(
-    network: nn.Module, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
+    network: nn.Sequential, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
 ) -> Generator[EpochReport, None, int]:
     """Fits the network and returns how many epochs that took."""
     epoch = 0
@@ -353,15 +353,15 @@ def _objective(
         outputs = forest_outputs(features, target, split.train, n_classes, request.random_seed, stop)
         soft = torch.as_tensor(outputs).to(data.features.device)
         if classes:
-            return blend(0.5, cross_entropy(data.target), soft_cross_entropy(soft))
+            return blend(0.5, cross_entropy(data.target, len(classes)), soft_cross_entropy(soft))
         return blend(0.5, squared_error(data.target), squared_error(soft.squeeze(1)))
     if classes is None:
         return squared_error(data.target)
     if mode == "imbalance_aware":
         weights_C = balanced_weights(data.truth[split.train], len(classes)).to(data.features.device)
-        return cross_entropy(data.target, weights_C)
+        return cross_entropy(data.target, len(classes), weights_C)
     smoothing = LABEL_SMOOTHING if mode == "calibrated_classifier" else 0.0
-    return cross_entropy(data.target, label_smoothing=smoothing)
+    return cross_entropy(data.target, len(classes), label_smoothing=smoothing)
 
 
 def _temperature(request: TrainRequest, network: nn.Module, data: Prepared) -> float:
