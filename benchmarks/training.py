@@ -130,7 +130,7 @@ def _plain_epochs(features: np.ndarray, classes: np.ndarray, batch: int) -> Iter
             loss = torch.nn.functional.cross_entropy(network(x[rows]), y[rows])
             loss.backward()
             optimizer.step()
-        yield float(loss)
+        yield loss.item()
 
 
 def _scikit_epochs(

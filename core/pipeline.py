@@ -21,6 +21,7 @@ from core.errors import DatasetError, TrainingModeError
 from core.evaluation import report
 from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
+from core.memory import memory_errors
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
@@ -278,8 +279,8 @@ def run(
     network: nn.Sequential, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
 ) -> Generator[EpochReport, None, int]:
     """Fits the network and returns how many epochs that took."""
-    epoch = 0
-    with threads_for(schedule.batch_size, max(width, 1)):
+    epoch, batch_size = 0, schedule.batch_size
+    with threads_for(batch_size, max(width, 1)), memory_errors(batch_size, data.features.device):
         for epoch_report in fit(network, objective, data.rows(), schedule, stop):
             epoch = epoch_report.epoch
             yield epoch_report
