@@ -42,7 +42,7 @@ class Linear:
 
     def backward(self, g_BO: Tensor) -> Tensor:
         self.learn(g_BO)
-        return g_BO @ self._w_OI
+        return torch.mm(g_BO, self._w_OI)
 
     def learn(self, g_BO: Tensor) -> None:
         """``backward`` without the gradient by x, for which a first layer has no use."""
@@ -60,29 +60,33 @@ class BatchNorm:
 
     def __init__(self, module: nn.BatchNorm1d, rows: int) -> None:
         assert module.weight.grad is not None and module.bias.grad is not None  # noqa: S101, PT018
-        assert module.momentum is not None and module.num_batches_tracked is not None  # noqa: S101, PT018
+        assert module.momentum is not None  # noqa: S101
         self._gamma_H, self._beta_H = module.weight, module.bias
-        self._by_gamma_H, self._by_beta_H = module.weight.grad, module.bias.grad
+        self._by_gamma_beta = module.weight.grad, module.bias.grad
         self._running = module.running_mean, module.running_var
-        self._batches, self._momentum, self._epsilon = module.num_batches_tracked, module.momentum, module.eps
+        self._momentum, self._epsilon = module.momentum, module.eps
         self._of_batch = torch.empty_like(module.bias), torch.empty_like(module.bias)  # mean, 1/s
-        self._y_BH = module.weight.new_empty(rows, module.num_features)
+        self._out = (module.weight.new_empty(rows, module.num_features), *self._of_batch)
 
     def forward(self, x_BH: Tensor) -> Tensor:
         self._x_BH = x_BH
-        out = (self._y_BH, *self._of_batch)
         torch.native_batch_norm(
-            x_BH, self._gamma_H, self._beta_H, *self._running, True, self._momentum, self._epsilon, out=out
+            x_BH,
+            self._gamma_H,
+            self._beta_H,
+            *self._running,
+            True,
+            self._momentum,
+            self._epsilon,
+            out=self._out,
         )
-        self._batches += 1
-        return self._y_BH
+        return self._out[0]
 
     def backward(self, g_BH: Tensor) -> Tensor:
-        by_x_BH, by_gamma_H, by_beta_H = _batch_norm_backward(
+        by_x_BH, *by_gamma_beta = _batch_norm_backward(
             g_BH, self._x_BH, self._gamma_H, None, None, *self._of_batch, True, self._epsilon, [True] * 3
         )
-        self._by_gamma_H.copy_(by_gamma_H)
-        self._by_beta_H.copy_(by_beta_H)
+        torch._foreach_copy_(self._by_gamma_beta, by_gamma_beta)
         return by_x_BH  # type: ignore[no-any-return]
 
 
@@ -90,7 +94,7 @@ class ReLU:
     """``y = max(x, 0)``; by x ``g`` where ``y > 0``, else 0 (Nair and Hinton 2010)."""
 
     def forward(self, x_BH: Tensor) -> Tensor:
-        self._y_BH = x_BH.clamp_min_(0)
+        self._y_BH = x_BH.relu_()
         return self._y_BH
 
     def backward(self, g_BH: Tensor) -> Tensor:

@@ -166,9 +166,10 @@ def _softmax_cross_entropy(
     logits_BC: Tensor, targets_BC: Tensor, share_B1: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """Sum over the rows of ``−share Σ t log p``, ``p = softmax(z)``; by z ``share (p − t)`` (Bishop 2006)."""
-    logs_BC = functional.log_softmax(logits_BC, dim=1)
-    loss = -(targets_BC * logs_BC).mul_(share_B1).sum()
-    return loss, logs_BC.exp_().sub_(targets_BC).mul_(share_B1)
+    logs_BC = torch.log_softmax(logits_BC, dim=1)
+    shares_BC = targets_BC * share_B1
+    loss = -torch.dot(shares_BC.view(-1), logs_BC.view(-1))
+    return loss, logs_BC.exp_().mul_(share_B1).sub_(shares_BC)
 
 
 def _divergence(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:

@@ -56,12 +56,15 @@ class FlatStep:
 
     def __init__(self, network: nn.Sequential, objective: Objective, features_NF: Tensor) -> None:
         self._network, self._objective, self._features_NF = network, objective, features_NF
-        self._adam = _FlatAdam(*_flatten(network))
+        self._steps = torch.zeros((), dtype=torch.float32)
+        self._adam = _FlatAdam(*_flatten(network), self._steps)
+        self._counts = [self._steps, *_batch_counts(network)]
         self._batches: dict[int, tuple[Tensor, Network]] = {}
 
     @torch.inference_mode()
     def __call__(self, rows_B: Tensor, learning_rate: float) -> Tensor:
         x_BF, network = self._batch(len(rows_B))
+        torch._foreach_add_(self._counts, 1)
         torch.index_select(self._features_NF, 0, rows_B, out=x_BF)
         loss, by_outputs_BC = self._objective.gradient(network.forward(x_BF), rows_B)
         network.backward(by_outputs_BC)
@@ -77,15 +80,17 @@ class FlatStep:
 
 
 class _FlatAdam:
-    """Adam (Kingma and Ba 2015, algorithm 1) over one vector of weights, as PyTorch's fused kernel has it."""
+    """Adam (Kingma and Ba 2015, algorithm 1) over one vector of weights, as PyTorch's fused kernel has it.
 
-    def __init__(self, weights_P: Tensor, gradients_P: Tensor) -> None:
-        self._weights_P, self._gradients_P = weights_P, gradients_P
+    Args:
+        steps: How many there were, the one to come included; the caller counts.
+    """
+
+    def __init__(self, weights_P: Tensor, gradients_P: Tensor, steps: Tensor) -> None:
+        self._weights_P, self._gradients_P, self._steps = weights_P, gradients_P, steps
         self._mean_P, self._square_P = torch.zeros_like(weights_P), torch.zeros_like(weights_P)
-        self._steps = torch.zeros((), dtype=torch.float32)
 
     def step(self, learning_rate: float) -> None:
-        self._steps += 1
         torch._fused_adam_(
             [self._weights_P],
             [self._gradients_P],
@@ -113,6 +118,12 @@ def _flatten(network: nn.Module) -> tuple[Tensor, Tensor]:
     for parameter, weights, gradients in parts:
         parameter.data, parameter.grad = weights.view_as(parameter), gradients.view_as(parameter)
     return weights_P, gradients_P
+
+
+def _batch_counts(network: nn.Module) -> list[Tensor]:
+    """What the normalisations count themselves on the eager way."""
+    norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm1d))
+    return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
 
 def _learning(network: nn.Module) -> list[nn.Parameter]:

@@ -180,7 +180,7 @@ def _run_epoch(step: Step, order: Tensor, batch_size: int, learning_rate: float,
     for rows_B in _batches(order, batch_size):
         if stop():
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
-        total += step(rows_B, learning_rate) * len(rows_B)
+        total.add_(step(rows_B, learning_rate), alpha=len(rows_B))
     mean = float(total) / len(order)
     if not math.isfinite(mean):
         raise divergence_error()

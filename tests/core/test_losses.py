@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.losses import (
@@ -135,10 +135,11 @@ def test_gradients_agree_with_finite_differences(name, logits, teacher):
 
 
 @every_objective
+@settings(deadline=None)
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 12), spread=st.sampled_from([0.0, 1.0, 30.0]))
-def test_loss_and_gradient_in_closed_form_are_those_of_autograd(name, seed, rows, spread):
+def test_loss_and_gradient_in_closed_form_are_those_of_autograd(in_double, name, seed, rows, spread):
     rng = np.random.default_rng(seed)
-    objective = objectives(rng.normal(0, 2, (9, 3)))[name]
+    objective = in_double(objectives(rng.normal(0, 2, (9, 3)))[name])
     picked = torch.tensor(rng.integers(0, 9, rows))
     outputs = torch.tensor(
         spread * rng.normal(size=(rows, 1 if "squared" in name else 3)), requires_grad=True

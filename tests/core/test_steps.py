@@ -44,19 +44,8 @@ class Problem:
         seed_dropout(network, self.seed, CPU)
         return network.to(self.features.dtype).train()
 
-    def in_double(self):
-        """The same weights, masks, features and targets in double precision."""
-        return dataclasses.replace(self, features=self.features.double(), objective=doubled(self.objective))
-
-
-def doubled(part):
-    """An objective with all its tensors of float32 in double precision."""
-    if isinstance(part, torch.Tensor):
-        return part.double() if part.is_floating_point() else part
-    if dataclasses.is_dataclass(part):
-        changes = {f.name: doubled(getattr(part, f.name)) for f in dataclasses.fields(part)}
-        return dataclasses.replace(part, **changes)
-    return part
+    def doubled(self, in_double):
+        return dataclasses.replace(self, features=self.features.double(), objective=in_double(self.objective))
 
 
 def objective_of(mode, classes, n_classes, soft):
@@ -65,11 +54,9 @@ def objective_of(mode, classes, n_classes, soft):
         case "plain":
             return hard
         case "weighted":
-            return cross_entropy(classes, n_classes, balanced_weights(classes.numpy(), n_classes).to(soft))
+            return cross_entropy(classes, n_classes, balanced_weights(classes.numpy(), n_classes))
         case "smoothed":
-            smoothed = cross_entropy(classes, n_classes, label_smoothing=0.05)
-            exact = 0.95 * torch.eye(n_classes, dtype=soft.dtype) + 0.05 / n_classes
-            return dataclasses.replace(smoothed, targets_CC=exact)
+            return cross_entropy(classes, n_classes, label_smoothing=0.05)
         case "forest":
             return blend(0.5, hard, soft_cross_entropy(soft.softmax(1)))
         case "distilled":
@@ -85,7 +72,7 @@ def _one_thread():
 
 
 @st.composite
-def problems(draw, dtype=torch.float32, varied=0):
+def problems(draw, varied=0):
     """All kinds of networks, modes and tasks; labels of one class and constant features among them.
 
     Args:
@@ -103,16 +90,18 @@ def problems(draw, dtype=torch.float32, varied=0):
         dropout = draw(st.sampled_from([0.0, 0.1, 0.9]))
         architecture = Architecture(kind, inputs, outputs, width, depth, dropout, batch_norm=not regression)
     if regression:
-        hard, soft = torch.tensor(rng.normal(size=(2, TABLE)), dtype=dtype)
+        hard, soft = torch.tensor(rng.normal(size=(2, TABLE)), dtype=torch.float32)
         plain = squared_error(hard)
         objective = (
             plain if draw(st.sampled_from(REGRESSION)) == "plain" else blend(0.5, plain, squared_error(soft))
         )
     else:
         classes = torch.tensor(rng.integers(0, draw(st.sampled_from([1, outputs])), TABLE))
-        soft = torch.tensor(rng.normal(0, 2, (TABLE, outputs)), dtype=dtype)
+        soft = torch.tensor(rng.normal(0, 2, (TABLE, outputs)), dtype=torch.float32)
         objective = objective_of(draw(st.sampled_from(CLASSIFICATION)), classes, outputs, soft)
-    return Problem(architecture, torch.tensor(features, dtype=dtype), objective, draw(st.integers(0, 10**6)))
+    return Problem(
+        architecture, torch.tensor(features, dtype=torch.float32), objective, draw(st.integers(0, 10**6))
+    )
 
 
 BATCHES = st.lists(st.integers(0, TABLE - 1), min_size=2, unique=True).map(torch.tensor)
@@ -152,20 +141,21 @@ def norm(gradients):
 
 @settings(deadline=None, max_examples=60)
 @given(problems(), BATCHES)
-def test_the_gradient_in_closed_form_is_that_of_autograd(problem, rows_B):
+def test_the_gradient_in_closed_form_is_that_of_autograd(in_double, problem, rows_B):
     expected_loss, expected = by_autograd(problem, rows_B)
     loss, found = in_closed_form(problem, rows_B)
     # float32
     torch.testing.assert_close(loss, expected_loss, rtol=1e-5, atol=1e-6)
     # rows that are all the same are normalised to rounding errors, which then differ from way to way
-    _, exact = by_autograd(problem.in_double(), rows_B)
+    _, exact = by_autograd(problem.doubled(in_double), rows_B)
     rounding = distance(expected, exact)
     assert distance(found, expected) <= 1e-5 * norm(expected.values()) + 3 * rounding + 1e-12
 
 
 @settings(deadline=None, max_examples=60)
-@given(problems(torch.double, varied=1), BATCHES)
-def test_each_weight_s_gradient_is_that_of_autograd_in_double_precision(problem, rows_B):
+@given(problems(varied=1), BATCHES)
+def test_each_weight_s_gradient_is_that_of_autograd_in_double_precision(in_double, problem, rows_B):
+    problem = problem.doubled(in_double)
     _, expected = by_autograd(problem, rows_B)
     _, found = in_closed_form(problem, rows_B)
     whole = norm(expected.values())
@@ -178,10 +168,10 @@ def test_each_weight_s_gradient_is_that_of_autograd_in_double_precision(problem,
 
 
 @settings(deadline=None, max_examples=30)
-@given(problems(torch.double, varied=1), st.lists(BATCHES, min_size=1, max_size=5))
-def test_steps_of_both_ways_leave_the_same_weights_and_statistics(problem, batches):
+@given(problems(varied=1), st.lists(BATCHES, min_size=1, max_size=5))
+def test_steps_of_both_ways_leave_the_same_weights_and_statistics(in_double, problem, batches):
     """In double precision: of a gradient that is rounding noise of float32 Adam makes a whole step."""
-    results = []
+    problem, results = problem.doubled(in_double), []
     for make in (EagerStep, FlatStep):
         network = problem.network()
         step = make(network, problem.objective, problem.features)
