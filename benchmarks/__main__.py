@@ -9,7 +9,18 @@ from typing import Final
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import edge, gpu, memory, over_http, overload, proxies, quality, table, training
+from benchmarks import (
+    edge,
+    gpu,
+    memory,
+    over_http,
+    overload,
+    prediction,
+    proxies,
+    quality,
+    table,
+    training,
+)
 from benchmarks.report import Section, replace_section, to_text
 
 README: Final = Path(__file__).with_name("README.md")
@@ -22,6 +33,7 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "overload": overload.measure,
     "proxies": proxies.measure,
     "training": training.measure,
+    "prediction": prediction.measure,
     "gpu": gpu.measure,
 }
 

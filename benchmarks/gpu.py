@@ -2,10 +2,10 @@
 
 import torch
 
-from benchmarks.end_to_end import OURS, ROWS
+from benchmarks.end_to_end import ROWS
 from benchmarks.report import Section, Table, load_average
 from benchmarks.timing import time_rows
-from benchmarks.training import BATCHES, step_times
+from benchmarks.training import BATCHES, OURS, step_times
 
 
 def measure() -> Section:
@@ -38,8 +38,8 @@ def _steps() -> Table:
     rows = []
     for batch in (*BATCHES, 4_096):
         times = {
-            "CPU": step_times(batch, "cpu", peer=False)[OURS],
-            "GPU": step_times(batch, "cuda", peer=False)[OURS],
+            "CPU": step_times(batch, device="cpu", peers=False)[OURS],
+            "GPU": step_times(batch, device="cuda", peers=False)[OURS],
         }
         for name, *cells in time_rows(times, "CPU", unit_s=1e-6, digits=0):
             rows.append((f"{name}, batch {batch:,}", *cells))

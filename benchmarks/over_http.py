@@ -64,7 +64,7 @@ def measure() -> Section:
             ),
             Target(
                 f"predict of {ROWS:,} rows as Arrow, median",
-                f"at most {TABLE_LIMIT} × encoding and one torch call",
+                f"at most {TABLE_LIMIT} × encoding and predicting in one process",
                 f"{many:.2f} ×",
                 many <= TABLE_LIMIT,
             ),

@@ -14,7 +14,7 @@ from core.contract import DistillRequest
 from core.errors import DatasetError, ParameterError
 from core.evaluation import fidelity, report
 from core.losses import Objective, blend, cross_entropy, distillation_divergence, squared_error
-from core.models import count_parameters, export_weights
+from core.models import count_parameters, export_weights, load_network
 from core.pipeline import (
     Outcome,
     Prepared,
@@ -35,7 +35,7 @@ from core.pipeline import (
     split_of,
     timings,
 )
-from core.prediction import Predictor, as_prediction
+from core.prediction import as_prediction
 from core.schema import column_infos
 from core.table import Opener
 from core.target import encode_target
@@ -82,15 +82,15 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     _check_columns(columns, master)
     features = encode(columns, master.encoder)
     data = place(features, target, split, (master.target_mean, master.target_std), device)
-    predictor = Predictor(master, device)
-    teacher_outputs = outputs_of(predictor.network, data.features)
+    teacher_network = load_network(master.architecture, master.weights).to(device)
+    teacher_outputs = outputs_of(teacher_network, data.features)
     loaded = time.perf_counter()
 
     architecture = student_architecture(
         request, master.architecture, classification=master.classes is not None
     )
     network = new_network(architecture, master.encoder, request.random_seed, device)
-    hard = cross_entropy(data.target) if master.classes else squared_error(data.target)
+    hard = cross_entropy(data.target, len(master.classes)) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
     schedule = schedule_of(request, len(split.train), architecture)
     epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
@@ -111,7 +111,9 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     file = bundle.to_bytes()
     student_outputs = outputs_of(network, data.features)
     comparison = {
-        **_sizes(teacher, architecture, len(file), predictor.parameter_count, count_parameters(network)),
+        **_sizes(
+            teacher, architecture, len(file), count_parameters(teacher_network), count_parameters(network)
+        ),
         **_agreement(bundle, master, student_outputs, teacher_outputs, data, hard),
     }
     return Outcome(

@@ -1,71 +1,153 @@
-"""Objectives: what one batch costs. Axes: N training rows, B rows of a batch, C classes."""
+"""Objectives: what one batch costs, and how that changes with the network's outputs.
 
-from collections.abc import Callable
+Each says both side by side: the loss, which autograd differentiates on the reference path, and loss and
+gradient in closed form, which the flat path needs. Axes: N training rows, B rows of a batch, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Objective = Callable[[Tensor, Tensor], Tensor]
-"""``(outputs_BC, rows_B) -> scalar loss``; ``rows_B`` says which rows of the table the batch holds."""
+
+class Objective(Protocol):
+    """A scalar loss of outputs (B, C); ``rows_B`` says which rows of the table the batch holds."""
+
+    def __call__(self, outputs_BC: Tensor, rows_B: Tensor, /) -> Tensor:
+        """The loss."""
+
+    def gradient(self, outputs_BC: Tensor, rows_B: Tensor, /) -> tuple[Tensor, Tensor]:
+        """The loss, and its gradient by the outputs (B, C)."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """Mean negative log-likelihood of the true class, weighted per class where weights are given.
+
+    Attributes:
+        targets_CC: Row c is what the probabilities should be where c is the true class. Label smoothing by ε
+            leaves it ``1 − ε`` and spreads ε over all classes (Szegedy et al. 2016).
+    """
+
+    classes_N: Tensor
+    weights_C: Tensor | None
+    label_smoothing: float
+    targets_CC: Tensor
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            logits_BC, self.classes_N[rows_B], weight=self.weights_C, label_smoothing=self.label_smoothing
+        )
+
+    def gradient(self, logits_BC: Tensor, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        classes_B = self.classes_N.index_select(0, rows_B)
+        targets_BC = self.targets_CC.index_select(0, classes_B)
+        if self.weights_C is None:
+            return _softmax_cross_entropy(logits_BC, targets_BC, 1 / len(rows_B))
+        weights_B = self.weights_C[classes_B]
+        return _softmax_cross_entropy(logits_BC, targets_BC, (weights_B / weights_B.sum())[:, None])
+
+
+@dataclass(frozen=True, slots=True)
+class SoftCrossEntropy:
+    """Mean cross-entropy to given class probabilities."""
+
+    probabilities_NC: Tensor
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        return functional.cross_entropy(logits_BC, self.probabilities_NC[rows_B])
+
+    def gradient(self, logits_BC: Tensor, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        targets_BC = self.probabilities_NC.index_select(0, rows_B)
+        return _softmax_cross_entropy(logits_BC, targets_BC, 1 / len(rows_B))
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """``T² · KL(teacher ‖ student)`` of outputs softened by T, mean over rows (Hinton et al. 2015).
+
+    The gradient is ``T · (student − teacher)`` of the softened probabilities (their equation 2, times T²).
+
+    Attributes:
+        teacher_NC: Logarithms of the teacher's softened probabilities.
+    """
+
+    teacher_NC: Tensor
+    temperature: float
+
+    def __call__(self, logits_BC: Tensor, rows_B: Tensor) -> Tensor:
+        student_BC = functional.log_softmax(logits_BC / self.temperature, dim=1)
+        return self.temperature**2 * _divergence(student_BC, self.teacher_NC[rows_B])
+
+    def gradient(self, logits_BC: Tensor, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        student_BC = functional.log_softmax(logits_BC / self.temperature, dim=1)
+        teacher_BC = self.teacher_NC[rows_B]
+        loss = self.temperature**2 * _divergence(student_BC, teacher_BC)
+        return loss, (student_BC.exp() - teacher_BC.exp()).mul_(self.temperature / len(rows_B))
+
+
+@dataclass(frozen=True, slots=True)
+class SquaredError:
+    """Mean squared error of standardised targets; outputs (B, 1)."""
+
+    values_N: Tensor
+
+    def __call__(self, outputs_B1: Tensor, rows_B: Tensor) -> Tensor:
+        return functional.mse_loss(outputs_B1.squeeze(1), self.values_N[rows_B])
+
+    def gradient(self, outputs_B1: Tensor, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        errors_B = outputs_B1.squeeze(1) - self.values_N[rows_B]
+        return errors_B @ errors_B / len(rows_B), errors_B.mul_(2 / len(rows_B))[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """``share · first + (1 − share) · second``."""
+
+    share: float
+    first: Objective
+    second: Objective
+
+    def __call__(self, outputs_BC: Tensor, rows_B: Tensor) -> Tensor:
+        return self._mixed(self.first(outputs_BC, rows_B), self.second(outputs_BC, rows_B))
+
+    def gradient(self, outputs_BC: Tensor, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        first, first_BC = self.first.gradient(outputs_BC, rows_B)
+        second, second_BC = self.second.gradient(outputs_BC, rows_B)
+        return self._mixed(first, second), self._mixed(first_BC, second_BC)
+
+    def _mixed(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.share * first + (1 - self.share) * second
 
 
 def cross_entropy(
-    classes_N: Tensor, weights_C: Tensor | None = None, label_smoothing: float = 0.0
+    classes_N: Tensor, n_classes: int, weights_C: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Objective:
-    """Mean negative log-likelihood of the true class, weighted per class where weights are given."""
-
-    def objective(logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            logits_BC, classes_N[rows_B], weight=weights_C, label_smoothing=label_smoothing
-        )
-
-    return objective
-
-
-def squared_error(values_N: Tensor) -> Objective:
-    """Mean squared error of standardised targets."""
-
-    def objective(outputs_B1: Tensor, rows_B: Tensor) -> Tensor:
-        return functional.mse_loss(outputs_B1.squeeze(1), values_N[rows_B])
-
-    return objective
+    targets_CC = (1 - label_smoothing) * torch.eye(n_classes) + label_smoothing / n_classes
+    return CrossEntropy(classes_N, weights_C, label_smoothing, targets_CC.to(classes_N.device))
 
 
 def soft_cross_entropy(probabilities_NC: Tensor) -> Objective:
-    """Mean cross-entropy to given class probabilities."""
+    return SoftCrossEntropy(probabilities_NC)
 
-    def objective(logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        return functional.cross_entropy(logits_BC, probabilities_NC[rows_B])
 
-    return objective
+def squared_error(values_N: Tensor) -> Objective:
+    return SquaredError(values_N)
 
 
 def distillation_divergence(teacher_logits_NC: Tensor, temperature: float) -> Objective:
-    """``T² · KL(teacher ‖ student)`` of outputs softened by T, mean over rows (Hinton et al. 2015).
-
-    The teacher's softened probabilities are computed here, once for all rows.
-    """
-    teacher_NC = functional.log_softmax(teacher_logits_NC / temperature, dim=1)
-
-    def objective(logits_BC: Tensor, rows_B: Tensor) -> Tensor:
-        student_BC = functional.log_softmax(logits_BC / temperature, dim=1)
-        divergence = functional.kl_div(student_BC, teacher_NC[rows_B], reduction="batchmean", log_target=True)
-        return temperature**2 * divergence
-
-    return objective
+    """The divergence from a teacher, whose softened probabilities are computed here, once for all rows."""
+    return Divergence(functional.log_softmax(teacher_logits_NC / temperature, dim=1), temperature)
 
 
 def blend(share: float, first: Objective, second: Objective) -> Objective:
-    """``share · first + (1 − share) · second``; a part of weight 0 is not computed."""
+    """The blend of two objectives; a part of weight 0 is not computed."""
     if share in (0.0, 1.0):
         return first if share else second
-
-    def objective(outputs_BC: Tensor, rows_B: Tensor) -> Tensor:
-        return share * first(outputs_BC, rows_B) + (1 - share) * second(outputs_BC, rows_B)
-
-    return objective
+    return Blend(share, first, second)
 
 
 def balanced_weights(classes_N: np.ndarray, n_classes: int) -> Tensor:
@@ -78,3 +160,17 @@ def balanced_weights(classes_N: np.ndarray, n_classes: int) -> Tensor:
     seen = counts_C > 0
     weights_C[seen] = len(classes_N) / (seen.sum() * counts_C[seen])
     return torch.as_tensor(weights_C, dtype=torch.float32)
+
+
+def _softmax_cross_entropy(
+    logits_BC: Tensor, targets_BC: Tensor, share_B1: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Sum over the rows of ``−share Σ t log p``, ``p = softmax(z)``; by z ``share (p − t)`` (Bishop 2006)."""
+    logs_BC = torch.log_softmax(logits_BC, dim=1)
+    shares_BC = targets_BC * share_B1
+    loss = -torch.dot(shares_BC.view(-1), logs_BC.view(-1))
+    return loss, logs_BC.exp_().mul_(share_B1).sub_(shares_BC)
+
+
+def _divergence(student_BC: Tensor, teacher_BC: Tensor) -> Tensor:
+    return functional.kl_div(student_BC, teacher_BC, reduction="batchmean", log_target=True)

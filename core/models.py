@@ -11,26 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from core.architecture import Architecture
+from core.masks import Masks, masks_for
 
 
 class Dropout(nn.Module):
-    """Inverted dropout (Srivastava et al. 2014) that draws from a generator of its own.
-
-    ``nn.Dropout`` draws from the process-wide generator, so two trainings in one process would change each
-    other's results.
-    """
+    """Inverted dropout (Srivastava et al. 2014); whoever trains must give it its ``masks``."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
-        self.generator: torch.Generator | None = None
+        self.masks: Masks | None = None
 
     def forward(self, x_BH: Tensor) -> Tensor:
         if not self.training or self.probability == 0:
             return x_BH
-        keep = 1 - self.probability
-        mask_BH = torch.empty_like(x_BH).bernoulli_(keep, generator=self.generator)
-        return x_BH * mask_BH.div_(keep)
+        assert self.masks is not None  # noqa: S101
+        return x_BH * self.masks.draw(x_BH)
 
 
 class Residual(nn.Module):
@@ -54,6 +50,8 @@ def build_network(architecture: Architecture) -> nn.Sequential:
     """A network with undefined weights, in float32 on the CPU: initialise or load before use."""
     with torch.device("meta"):
         network = nn.Sequential(*_layers(architecture))
+    for layer in _normalised(network, architecture):
+        layer.bias.requires_grad_(False)
     return network.to_empty(device="cpu")
 
 
@@ -79,6 +77,13 @@ def initialise(network: nn.Module, seed: int, silent_inputs: np.ndarray) -> None
                 module.reset_parameters()
 
 
+def seed_dropout(network: nn.Module, seed: int, device: torch.device) -> None:
+    """Gives each dropout a stream of masks of its own."""
+    dropouts = (module for module in network.modules() if isinstance(module, Dropout))
+    for stream, dropout in enumerate(dropouts):
+        dropout.masks = masks_for(dropout.probability, device, seed, stream)
+
+
 def load_network(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> nn.Sequential:
     """The network with the given weights, in evaluation mode.
 
@@ -98,6 +103,23 @@ def export_weights(network: nn.Module) -> dict[str, np.ndarray]:
 def count_parameters(network: nn.Module) -> int:
     """How many numbers training changes: biases and normalisation weights, but no running statistics."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _normalised(network: nn.Sequential, architecture: Architecture) -> list[nn.Linear]:
+    """The layers whose bias the mean of a normalisation takes away again.
+
+    The gradient of such a bias is rounding noise, which Adam would blow up to steps of the learning rate.
+    """
+    if not architecture.batch_norm:
+        return []
+    layers = list(network)
+    if architecture.kind == "resnet":  # all that is added to the residual stream is normalised before its use
+        layers = [
+            layers[0],
+            *(block.branch[-1] for block in layers if isinstance(block, Residual)),
+            layers[-1],
+        ]
+    return [layer for layer in layers[:-1] if isinstance(layer, nn.Linear)]
 
 
 def _layers(a: Architecture) -> list[nn.Module]:

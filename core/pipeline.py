@@ -21,6 +21,7 @@ from core.errors import DatasetError, TrainingModeError
 from core.evaluation import report
 from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
+from core.memory import memory_errors
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
@@ -282,11 +283,11 @@ def schedule_of(
 
 
 def run(
-    network: nn.Module, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
+    network: nn.Sequential, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
 ) -> Generator[EpochReport, None, int]:
     """Fits the network and returns how many epochs that took."""
-    epoch = 0
-    with threads_for(schedule.batch_size, max(width, 1)):
+    epoch, batch_size = 0, schedule.batch_size
+    with threads_for(batch_size, max(width, 1)), memory_errors(batch_size, data.features.device):
         for epoch_report in fit(network, objective, data.rows(), schedule, stop):
             epoch = epoch_report.epoch
             yield epoch_report
@@ -359,15 +360,15 @@ def _objective(
         outputs = forest_outputs(features, target, split.train, n_classes, request.random_seed, stop)
         soft = torch.as_tensor(outputs).to(data.features.device)
         if classes:
-            return blend(0.5, cross_entropy(data.target), soft_cross_entropy(soft))
+            return blend(0.5, cross_entropy(data.target, len(classes)), soft_cross_entropy(soft))
         return blend(0.5, squared_error(data.target), squared_error(soft.squeeze(1)))
     if classes is None:
         return squared_error(data.target)
     if mode == "imbalance_aware":
         weights_C = balanced_weights(data.truth[split.train], len(classes)).to(data.features.device)
-        return cross_entropy(data.target, weights_C)
+        return cross_entropy(data.target, len(classes), weights_C)
     smoothing = LABEL_SMOOTHING if mode == "calibrated_classifier" else 0.0
-    return cross_entropy(data.target, label_smoothing=smoothing)
+    return cross_entropy(data.target, len(classes), label_smoothing=smoothing)
 
 
 def _temperature(request: TrainRequest, network: nn.Module, data: Prepared) -> float:

@@ -5,12 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from core.bundles import Bundle, Value
 from core.encoding import Encoded
-from core.models import count_parameters, load_network
-from core.training import outputs_of
+from core.inference import fold
 
 Columns = Mapping[str, pa.ChunkedArray | pa.Array | Sequence[object]]
 
@@ -40,16 +38,15 @@ class Prediction:
 
 
 class Predictor:
-    """A bundle ready for use on one device. Thread-safe once built.
+    """A bundle ready for use, without PyTorch. Thread-safe.
 
     Raises:
-        RuntimeError: from the constructor, if the weights do not fit the architecture.
+        ValueError: from the constructor, if the weights do not fit the architecture.
     """
 
-    def __init__(self, bundle: Bundle, device: torch.device | str = "cpu") -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.network = load_network(bundle.architecture, bundle.weights).to(device)
-        self._device = device
+        self._forward = fold(bundle.architecture, bundle.weights)
 
     def encode(self, columns: Columns) -> Encoded:
         """Rows of the user as features; raises PredictionInputError where they do not fit the schema."""
@@ -61,11 +58,7 @@ class Predictor:
 
     def outputs(self, features_NF: np.ndarray) -> np.ndarray:
         """What the network itself says, float32 (N, C): logits, or standardised values."""
-        return outputs_of(self.network, torch.as_tensor(features_NF, device=self._device)).cpu().numpy()
-
-    @property
-    def parameter_count(self) -> int:
-        return count_parameters(self.network)
+        return self._forward(features_NF)
 
 
 def as_prediction(bundle: Bundle, outputs_NC: np.ndarray) -> Prediction:

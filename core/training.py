@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from core.errors import ParameterError, TrainingDivergedError, TrainingStoppedError
 from core.losses import Objective
-from core.models import Dropout
+from core.models import seed_dropout
+from core.steps import Step, StepMaker, choose_step
 
 EVALUATION_ROWS = 16_384
 THREADED_PRODUCT = 2**22  # multiply-adds of one layer and batch from which a second thread pays
@@ -37,6 +38,11 @@ class Schedule:
     learning_rate: float
     patience: int
     seed: int
+
+    def learning_rate_in(self, epoch: int) -> float:
+        """Of an epoch, counted from 1."""
+        remaining = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
+        return self.learning_rate * (0.01 + 0.99 * remaining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,12 @@ class Rows:
 
 
 def fit(
-    network: nn.Module, objective: Objective, rows: Rows, schedule: Schedule, stop: Stop
+    network: nn.Sequential,
+    objective: Objective,
+    rows: Rows,
+    schedule: Schedule,
+    stop: Stop,
+    make_step: StepMaker = choose_step,
 ) -> Generator[EpochReport, None, None]:
     """Minimises ``objective`` with Adam; leaves the best weights in ``network``, in evaluation mode.
 
@@ -81,18 +92,13 @@ def fit(
     """
     device = rows.features_NF.device
     generator = torch.Generator(device).manual_seed(schedule.seed)
-    for module in network.modules():
-        if isinstance(module, Dropout):
-            module.generator = generator
-    optimizer = torch.optim.Adam(network.parameters(), lr=schedule.learning_rate, fused=True)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, schedule.epochs, eta_min=schedule.learning_rate / 100
-    )
+    seed_dropout(network, schedule.seed, device)
+    step = make_step(network, objective, rows.features_NF)
     best = _BestWeights(network)
     for epoch in range(1, schedule.epochs + 1):
         started = time.perf_counter()
-        train_loss = _run_epoch(network, objective, rows, optimizer, schedule.batch_size, generator, stop)
-        decay.step()
+        order = rows.train[torch.randperm(len(rows.train), device=device, generator=generator)]
+        train_loss = _run_epoch(step, order, schedule.batch_size, schedule.learning_rate_in(epoch), stop)
         validation_loss = loss_on(network, objective, rows.features_NF, rows.validation)
         yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, time.perf_counter() - started)
         if validation_loss is not None and schedule.patience:
@@ -169,26 +175,12 @@ def threads_for(batch_size: int, width: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _run_epoch(
-    network: nn.Module,
-    objective: Objective,
-    rows: Rows,
-    optimizer: torch.optim.Optimizer,
-    batch_size: int,
-    generator: torch.Generator,
-    stop: Stop,
-) -> float:
-    network.train()
-    order = rows.train[torch.randperm(len(rows.train), device=rows.train.device, generator=generator)]
+def _run_epoch(step: Step, order: Tensor, batch_size: int, learning_rate: float, stop: Stop) -> float:
     total = torch.zeros((), device=order.device)
     for rows_B in _batches(order, batch_size):
         if stop():
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
-        optimizer.zero_grad(set_to_none=True)
-        loss = objective(network(rows.features_NF[rows_B]), rows_B)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(rows_B)
+        total.add_(step(rows_B, learning_rate), alpha=len(rows_B))
     mean = float(total) / len(order)
     if not math.isfinite(mean):
         raise divergence_error()

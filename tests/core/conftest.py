@@ -1,15 +1,18 @@
 """Small tables, and models trained on them, for every test of the engine."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from core.contract import DataSource, DistillRequest, TeacherSource, TrainRequest
 from core.distillation import Teacher, distill
 from core.exchange import write_arrow
+from core.losses import CrossEntropy, Divergence, SoftCrossEntropy
 from core.pipeline import train
 
 DEFAULTS = {"target_column": "y", "epochs": 3, "early_stopping_patience": 3, "device": "cpu"}
@@ -95,6 +98,29 @@ def finish(work, table):
             reports.append(next(work))
         except StopIteration as end:
             return Finished(end.value, reports, table)
+
+
+def doubled(part):
+    """An objective in double precision, its probabilities made to sum to 1 as exactly."""
+    if isinstance(part, torch.Tensor):
+        return part.double() if part.is_floating_point() else part
+    if not dataclasses.is_dataclass(part):
+        return part
+    changes = {f.name: doubled(getattr(part, f.name)) for f in dataclasses.fields(part)}
+    match part:
+        case CrossEntropy(label_smoothing=share, targets_CC=targets_CC):
+            count = len(targets_CC)
+            changes["targets_CC"] = (1 - share) * torch.eye(count).double() + share / count
+        case SoftCrossEntropy():
+            changes["probabilities_NC"] /= changes["probabilities_NC"].sum(1, keepdim=True)
+        case Divergence():
+            changes["teacher_NC"] = changes["teacher_NC"].log_softmax(1)
+    return dataclasses.replace(part, **changes)
+
+
+@pytest.fixture(scope="session")
+def in_double():
+    return doubled
 
 
 @pytest.fixture(scope="session")

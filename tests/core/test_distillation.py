@@ -145,7 +145,7 @@ def test_the_loss_is_the_contract_s_blend_of_labels_and_softened_outputs(engine)
     target = encode_target(finished.table["y"], "y", "classification", master.classes)
     soft = torch.tensor(logits_of(master, finished.table))
     outputs = torch.tensor(logits_of(student.bundle, finished.table))
-    hard = cross_entropy(torch.tensor(target.values))
+    hard = cross_entropy(torch.tensor(target.values), 5)
     objective = blend(0.3, hard, distillation_divergence(soft, 4.0))
     assert_losses(engine, student, objective, outputs)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.losses import (
@@ -41,20 +41,20 @@ def value(objective, outputs):
 
 
 def test_cross_entropy_of_even_logits_is_the_log_of_the_class_count():
-    objective = cross_entropy(torch.tensor(CLASSES))
+    objective = cross_entropy(torch.tensor(CLASSES), 3)
     assert value(objective, np.zeros((6, 3))) == pytest.approx(np.log(3), abs=EXACT)
 
 
 def test_cross_entropy_is_the_mean_negative_log_likelihood_of_the_batch_rows(logits):
     likelihoods = softmax(logits)[np.arange(6), CLASSES[ROWS]]
-    objective = cross_entropy(torch.tensor(CLASSES))
+    objective = cross_entropy(torch.tensor(CLASSES), 3)
     assert value(objective, logits) == pytest.approx(-np.log(likelihoods).mean(), abs=EXACT)
 
 
 def test_weighted_cross_entropy_is_a_weighted_mean(logits):
     weights = np.array([0.5, 3.0, 1.25])
     losses = -np.log(softmax(logits)[np.arange(6), CLASSES[ROWS]])
-    objective = cross_entropy(torch.tensor(CLASSES), torch.tensor(weights))
+    objective = cross_entropy(torch.tensor(CLASSES), 3, torch.tensor(weights))
     expected = np.average(losses, weights=weights[CLASSES[ROWS]])
     assert value(objective, logits) == pytest.approx(expected, abs=EXACT)
 
@@ -62,13 +62,13 @@ def test_weighted_cross_entropy_is_a_weighted_mean(logits):
 def test_smoothing_mixes_the_true_label_with_the_uniform_distribution(logits):
     smoothed = 0.95 * np.eye(3)[CLASSES[ROWS]] + 0.05 / 3
     expected = -(smoothed * np.log(softmax(logits))).sum(axis=1).mean()
-    objective = cross_entropy(torch.tensor(CLASSES), label_smoothing=0.05)
+    objective = cross_entropy(torch.tensor(CLASSES), 3, label_smoothing=0.05)
     assert value(objective, logits) == pytest.approx(expected, abs=EXACT)
 
 
 def test_soft_cross_entropy_to_certain_probabilities_is_cross_entropy(logits):
     certain = torch.tensor(np.eye(3)[CLASSES])
-    hard = value(cross_entropy(torch.tensor(CLASSES)), logits)
+    hard = value(cross_entropy(torch.tensor(CLASSES), 3), logits)
     assert value(soft_cross_entropy(certain), logits) == pytest.approx(hard, abs=EXACT)
 
 
@@ -108,22 +108,48 @@ def test_gradient_of_the_divergence_is_the_temperature_times_the_difference_of_p
     np.testing.assert_allclose(student.grad.numpy(), expected, rtol=0, atol=EXACT)
 
 
-@pytest.mark.parametrize("name", ["hard", "weighted", "smoothed", "soft", "divergence", "blend", "squared"])
-def test_gradients_agree_with_finite_differences(name, logits, teacher):
-    classes, given = torch.tensor(CLASSES), torch.tensor(teacher)
-    hard = cross_entropy(classes)
+def objectives(teacher, dtype=torch.double):
+    classes, given = torch.tensor(CLASSES), torch.tensor(teacher, dtype=dtype)
+    hard = cross_entropy(classes, 3)
     divergence = distillation_divergence(given, 2.5)
-    objective = {
+    return {
         "hard": hard,
-        "weighted": cross_entropy(classes, torch.tensor([0.5, 3.0, 1.25], dtype=torch.double)),
-        "smoothed": cross_entropy(classes, label_smoothing=0.05),
+        "weighted": cross_entropy(classes, 3, torch.tensor([0.5, 3.0, 1.25], dtype=dtype)),
+        "smoothed": cross_entropy(classes, 3, label_smoothing=0.05),
         "soft": soft_cross_entropy(given.softmax(1)),
         "divergence": divergence,
         "blend": blend(0.3, hard, divergence),
         "squared": squared_error(given[:, 0]),
-    }[name]
-    outputs = torch.tensor(logits[:, :1] if name == "squared" else logits, requires_grad=True)
+        "squared blend": blend(0.3, squared_error(given[:, 0]), squared_error(given[:, 1])),
+    }
+
+
+every_objective = pytest.mark.parametrize("name", objectives(np.zeros((9, 3))))
+
+
+@every_objective
+def test_gradients_agree_with_finite_differences(name, logits, teacher):
+    objective = objectives(teacher)[name]
+    outputs = torch.tensor(logits[:, :1] if "squared" in name else logits, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: objective(x, torch.tensor(ROWS)), (outputs,))
+
+
+@every_objective
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), rows=st.integers(1, 12), spread=st.sampled_from([0.0, 1.0, 30.0]))
+def test_loss_and_gradient_in_closed_form_are_those_of_autograd(in_double, name, seed, rows, spread):
+    rng = np.random.default_rng(seed)
+    objective = in_double(objectives(rng.normal(0, 2, (9, 3)))[name])
+    picked = torch.tensor(rng.integers(0, 9, rows))
+    outputs = torch.tensor(
+        spread * rng.normal(size=(rows, 1 if "squared" in name else 3)), requires_grad=True
+    )
+    expected = objective(outputs, picked)
+    expected.backward()
+    loss, gradient = objective.gradient(outputs.detach(), picked)
+    # the targets of a smoothed label are float32
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(gradient, outputs.grad, rtol=1e-6, atol=1e-8)
 
 
 def test_divergence_vanishes_with_its_gradient_where_the_student_equals_the_teacher(teacher):

@@ -14,6 +14,7 @@ from core.models import (
     export_weights,
     initialise,
     load_network,
+    seed_dropout,
 )
 
 NONE_SILENT = np.array([], np.int64)
@@ -72,6 +73,24 @@ def test_running_statistics_are_weights_but_not_parameters():
 
 
 @every_architecture
+def test_what_does_not_learn_are_biases_that_a_normalisation_takes_away(architecture):
+    """Shifting one of them leaves the outputs of training as they are, shifting any other does not."""
+    network = built(architecture).train()
+    features = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).double()
+    network.double()
+    for dropout in (module for module in network.modules() if isinstance(module, Dropout)):
+        dropout.probability = 0.0
+    expected = network(features)
+    for name, parameter in network.named_parameters():
+        if name.endswith("bias"):
+            with torch.no_grad():
+                parameter += 1
+                moved = (network(features) - expected).abs().max()
+                parameter -= 1
+            assert (moved < 1e-9) != parameter.requires_grad, name
+
+
+@every_architecture
 def test_initial_weights_depend_on_the_seed_alone(architecture):
     torch.manual_seed(1)
     first = bits(built(architecture, seed=5))
@@ -111,6 +130,7 @@ def test_silent_inputs_have_no_weight_in_the_first_layer_and_change_no_other_dra
 @every_architecture
 def test_weights_survive_a_round_trip_and_give_the_same_outputs(architecture):
     network = built(architecture).train()
+    seed_dropout(network, 0, torch.device("cpu"))
     network(torch.ones(4, 5))  # moves the running statistics
     copy = load_network(architecture, export_weights(network))
     assert not copy.training
@@ -132,30 +152,14 @@ def test_weights_of_another_architecture_are_refused():
         load_network(ARCHITECTURES[0], export_weights(built(Architecture("linear", 4, 3, 0, 0, 0.0, False))))
 
 
-def dropped(probability, seed, rows=20_000):
-    layer = Dropout(probability).train()
-    layer.generator = torch.Generator().manual_seed(seed)
-    return layer(torch.ones(rows, 4))
-
-
-def test_dropout_is_reproducible_from_its_own_generator():
-    torch.manual_seed(1)
-    first = dropped(0.4, seed=3)
-    torch.manual_seed(2)
-    state = torch.get_rng_state()
-    assert torch.equal(dropped(0.4, seed=3), first)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(dropped(0.4, seed=4), first)
-
-
-@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
-def test_dropout_scales_what_it_keeps_so_that_the_mean_stays(probability):
-    values = dropped(probability, seed=1)
-    kept = values[values != 0]
-    # 1 / (1 − p) in float32
-    assert torch.allclose(kept, torch.full_like(kept, 1 / (1 - probability)), rtol=1e-6)
-    error = np.sqrt(probability / (1 - probability) / values.numel())
-    assert float(values.mean()) == pytest.approx(1, abs=5 * error)
+def test_dropout_multiplies_by_its_masks():
+    layer, again = (nn.Sequential(Dropout(0.4), Dropout(0.4)).train() for _ in range(2))
+    for network in (layer, again):
+        seed_dropout(network, 3, torch.device("cpu"))
+    features = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    masks = [dropout.masks.draw(features).clone() for dropout in again]
+    assert not torch.equal(*masks)
+    assert torch.equal(layer(features), features * masks[0] * masks[1])
 
 
 @pytest.mark.parametrize("layer", [Dropout(0.5).eval(), Dropout(0.0).train()])

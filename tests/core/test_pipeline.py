@@ -333,6 +333,15 @@ def test_an_absent_device_is_found_before_the_data_is_read(engine):
         next(train(engine.request(device="cuda:99"), unread, lambda: False))
 
 
+def test_a_training_that_runs_out_of_memory_says_what_it_asked_for(engine):
+    def stop():
+        torch.empty(2**56)
+
+    with pytest.raises(TrainingError, match="ran out of memory") as caught:
+        list(engine.work(engine.table("binary"), stop, batch_size=16))
+    assert caught.value.details["batch_size"] == 16
+
+
 @pytest.mark.parametrize("mode", ["mlp_dense", "tree_teacher_distillation"])
 def test_stop_ends_the_work(engine, mode):
     calls = iter([False] * 4)

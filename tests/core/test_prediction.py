@@ -118,11 +118,6 @@ def test_a_part_of_a_prediction_is_that_of_its_rows():
     assert Prediction(np.arange(3.0), None, None).part(0, 1).labels() == [0.0]
 
 
-def test_the_parameter_count_is_that_of_the_network(engine):
-    bundle = engine.trained("five", "linear_glm_baseline").bundle
-    assert Predictor(bundle).parameter_count == 5 * (bundle.encoder.width + 1)
-
-
 def test_extreme_inputs_give_finite_predictions(engine):
     for target in ("five", "value"):
         predictor = Predictor(engine.trained(target).bundle)

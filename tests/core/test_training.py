@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -7,17 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core import training
 from core.architecture import Architecture
 from core.errors import ParameterError, TrainingError, TrainingStoppedError
 from core.losses import squared_error
 from core.models import build_network, export_weights, initialise
+from core.steps import EagerStep, FlatStep
 from core.training import (
     EVALUATION_ROWS,
     Rows,
     Schedule,
     choose_batch_size,
     choose_device,
-    fit,
     loss_on,
     outputs_of,
     threads_for,
@@ -25,6 +27,29 @@ from core.training import (
 
 MLP = Architecture("mlp", 4, 1, 8, 1, 0.3, batch_norm=True)
 LINEAR = Architecture("linear", 4, 1, 0, 0, 0.0, batch_norm=False)
+
+
+class Watched:
+    """An objective from a function of outputs and rows; its gradient is that of autograd."""
+
+    def __init__(self, loss):
+        self.loss = loss
+
+    def __call__(self, outputs, rows_B):
+        return self.loss(outputs, rows_B)
+
+    def gradient(self, outputs, rows_B):
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = outputs.clone().requires_grad_()
+            loss = self.loss(leaf, rows_B)
+            loss.backward()
+        return loss.detach(), leaf.grad
+
+
+@pytest.fixture(params=[EagerStep, FlatStep], ids=["eager", "flat"], scope="module")
+def fit(request):
+    """Every claim about a training holds whichever way its steps run."""
+    return functools.partial(training.fit, make_step=request.param)
 
 
 def never():
@@ -63,10 +88,10 @@ def scripted(validation_losses):
             return outputs.square().mean()
         return torch.tensor(next(losses))
 
-    return objective
+    return Watched(objective)
 
 
-def test_each_epoch_yields_one_report():
+def test_each_epoch_yields_one_report(fit):
     rows, objective = problem()
     reports = list(fit(network_of(MLP), objective, rows, schedule(epochs=4), never))
     assert [report.epoch for report in reports] == [1, 2, 3, 4]
@@ -74,7 +99,7 @@ def test_each_epoch_yields_one_report():
     assert all(report.seconds > 0 and report.train_loss > 0 for report in reports)
 
 
-def test_the_last_report_holds_the_validation_loss_of_the_weights_that_stay_without_patience():
+def test_the_last_report_holds_the_validation_loss_of_the_weights_that_stay_without_patience(fit):
     rows, objective = problem()
     network = network_of(MLP)
     *_, last = fit(network, objective, rows, schedule(), never)
@@ -82,13 +107,13 @@ def test_the_last_report_holds_the_validation_loss_of_the_weights_that_stay_with
     assert last.validation_loss == loss_on(network, objective, rows.features_NF, rows.validation)
 
 
-def test_without_validation_rows_there_is_no_validation_loss():
+def test_without_validation_rows_there_is_no_validation_loss(fit):
     rows, objective = problem(validation=0)
     reports = list(fit(network_of(MLP), objective, rows, schedule(patience=3), never))
     assert [report.validation_loss for report in reports] == [None] * 5
 
 
-def test_the_train_loss_is_the_mean_over_rows_not_over_batches():
+def test_the_train_loss_is_the_mean_over_rows_not_over_batches(fit):
     """With a learning rate that moves nothing, the loss seen in batches is that of the whole."""
     rows, objective = problem(rows=21, validation=0)
     network = network_of(LINEAR)
@@ -98,7 +123,7 @@ def test_the_train_loss_is_the_mean_over_rows_not_over_batches():
     assert report.train_loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_linear_network_learns_a_linear_function():
+def test_a_linear_network_learns_a_linear_function(fit):
     rows, objective = problem(rows=200)
     network = network_of(LINEAR)
     list(fit(network, objective, rows, schedule(epochs=60, learning_rate=0.05), never))
@@ -108,11 +133,11 @@ def test_a_linear_network_learns_a_linear_function():
     np.testing.assert_allclose(weights, [1.0, -2.0, 0.5, 0.0], atol=0.05)
 
 
-def test_the_learning_rate_falls_along_half_a_cosine_to_a_hundredth():
+def test_the_learning_rate_falls_along_half_a_cosine_to_a_hundredth(fit):
     """Adam's first step is the learning rate in each coordinate, whatever the size of the gradient."""
     rows = Rows(torch.ones(1, 1), torch.tensor([0]), torch.tensor([], dtype=torch.long))
     network = network_of(Architecture("linear", 1, 1, 0, 0, 0.0, batch_norm=False))
-    work = fit(network, lambda outputs, _: outputs.sum(), rows, schedule(10, 2, 0.1), never)
+    work = fit(network, Watched(lambda outputs, _: outputs.sum()), rows, schedule(10, 2, 0.1), never)
     start = network[0].bias.item()
     steps = -np.diff([start, *(network[0].bias.item() for _ in work)])
     expected = [0.001 + 0.099 * (1 + math.cos(math.pi * epoch / 10)) / 2 for epoch in range(10)]
@@ -121,7 +146,7 @@ def test_the_learning_rate_falls_along_half_a_cosine_to_a_hundredth():
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 2, 7, 9])
-def test_stop_is_asked_before_every_batch_and_ends_the_training_there(allowed):
+def test_stop_is_asked_before_every_batch_and_ends_the_training_there(fit, allowed):
     rows, objective = problem()
     trained = []
 
@@ -131,7 +156,7 @@ def test_stop_is_asked_before_every_batch_and_ends_the_training_there(allowed):
         return objective(outputs, rows_B)
 
     asked = itertools.count(1)
-    work = fit(network_of(MLP), counted, rows, schedule(), lambda: next(asked) > allowed)
+    work = fit(network_of(MLP), Watched(counted), rows, schedule(), lambda: next(asked) > allowed)
     with pytest.raises(TrainingStoppedError):
         list(work)
     assert len(trained) == allowed
@@ -140,7 +165,7 @@ def test_stop_is_asked_before_every_batch_and_ends_the_training_there(allowed):
 
 @settings(deadline=None, max_examples=50)  # an epoch takes its time on a busy machine
 @given(st.integers(2, 70), st.integers(2, 20))
-def test_batches_cover_the_training_rows_once_and_none_has_a_single_row(count, batch_size):
+def test_batches_cover_the_training_rows_once_and_none_has_a_single_row(fit, count, batch_size):
     rows, objective = problem(rows=count, validation=0)
     seen = []
 
@@ -148,13 +173,13 @@ def test_batches_cover_the_training_rows_once_and_none_has_a_single_row(count, b
         seen.append(rows_B.tolist())
         return objective(outputs, rows_B)
 
-    next(fit(network_of(MLP), counted, rows, schedule(batch_size=batch_size), never))
+    next(fit(network_of(MLP), Watched(counted), rows, schedule(batch_size=batch_size), never))
     assert sorted(itertools.chain.from_iterable(seen)) == list(range(count))
     assert min(map(len, seen)) >= 2
     assert max(map(len, seen)) <= batch_size + 1
 
 
-def test_training_stops_after_the_patience_and_restores_the_best_weights():
+def test_training_stops_after_the_patience_and_restores_the_best_weights(fit):
     rows, _ = problem()
     network = network_of(MLP)
     objective = scripted([5.0, 3.0, 4.0, 3.0, 3.5, 1.0, 0.5])
@@ -164,13 +189,13 @@ def test_training_stops_after_the_patience_and_restores_the_best_weights():
     assert kept[1] != kept[4]
 
 
-def test_improvement_restarts_the_patience():
+def test_improvement_restarts_the_patience(fit):
     rows, _ = problem()
     objective = scripted([5.0, 6.0, 4.0, 6.0, 3.0, 6.0, 6.0, 1.0])
     assert len(list(fit(network_of(MLP), objective, rows, schedule(epochs=8, patience=2), never))) == 7
 
 
-def test_best_weights_return_even_when_no_epoch_was_saved():
+def test_best_weights_return_even_when_no_epoch_was_saved(fit):
     rows, _ = problem()
     network = network_of(MLP)
     objective = scripted([2.0, 1.0, 3.0])
@@ -178,7 +203,7 @@ def test_best_weights_return_even_when_no_epoch_was_saved():
     assert bits(network) == kept[1]
 
 
-def test_patience_zero_runs_every_epoch_and_keeps_the_last_weights():
+def test_patience_zero_runs_every_epoch_and_keeps_the_last_weights(fit):
     rows, _ = problem()
     network = network_of(MLP)
     objective = scripted([1.0, 2.0, 3.0, 4.0])
@@ -188,14 +213,14 @@ def test_patience_zero_runs_every_epoch_and_keeps_the_last_weights():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_fails_the_training(bad):
+def test_a_loss_that_is_not_finite_fails_the_training(fit, bad):
     rows, _ = problem()
     with pytest.raises(TrainingError, match="no longer finite"):
-        list(fit(network_of(MLP), lambda outputs, _: outputs.mean() * bad, rows, schedule(), never))
+        list(fit(network_of(MLP), Watched(lambda outputs, _: outputs.mean() * bad), rows, schedule(), never))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_weights_depend_on_the_schedule_s_seed_and_not_on_global_generators(seed):
+def test_weights_depend_on_the_schedule_s_seed_and_not_on_global_generators(fit, seed):
     results = []
     for disturbance in (1, 2):
         torch.manual_seed(disturbance)
@@ -212,7 +237,7 @@ def test_weights_depend_on_the_schedule_s_seed_and_not_on_global_generators(seed
     assert bits(other) != results[0]
 
 
-def test_silent_inputs_keep_the_weight_zero():
+def test_silent_inputs_keep_the_weight_zero(fit):
     rows, objective = problem()
     rows.features_NF[rows.train, 2] = 0
     network = network_of(MLP, silent=[2])
