@@ -84,8 +84,8 @@ POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
 class Breaker:
     """Spares a service that fails: after ``failures`` in a row calls are refused for ``cool_down_s``.
 
-    Then one probe may pass; its outcome closes or opens the breaker again. To errors of the caller the service
-    has answered, so they count as successes. Safe in threads and tasks.
+    Then one probe may pass; its outcome closes or opens the breaker again. Errors of the caller are
+    answers of the service, so they count as successes. Safe in threads and tasks.
 
     Args:
         service: Its name for people.
