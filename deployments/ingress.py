@@ -6,7 +6,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
@@ -173,28 +173,37 @@ class Ingress:
         streams: list[Any] = []
 
         async def accepted() -> Report:
-            stream: Any = self._trainer.options(stream=True).run.remote(run_id, request, origin)
-            streams.append(stream)
-            late = TrainerUnreachableError(
-                f"No trainer was free within {trainer.queue_timeout_s:g} s: try again later.",
-                limit_s=trainer.queue_timeout_s,
-            )
-            report = await _next_report(stream, trainer.queue_timeout_s, late)
+            streams.append(self._trainer.options(stream=True).run.remote(run_id, request, origin))
+            try:
+                report = await _next_report(streams[-1])
+            except StillhouseError:  # should that trainer live, it must not train beside the next one
+                _cancel(streams)
+                raise
             assert report is not None  # noqa: S101  # it says at least that it started
             return report
 
         try:
-            first = await self._training.call(accepted, origin.log_fields())
-            assert first is not None  # noqa: S101  # trainers are critical
+            first = await self._first(accepted, origin)
             ticket.start()
             yield first
             limit_s = trainer.job_timeout_s + CALL_TIMEOUT_S  # the trainer itself keeps the former
             late = TrainingTimeoutError(limit_s=trainer.job_timeout_s)
-            while (report := await _next_report(streams[-1], limit_s, late)) is not None:
+            while (report := await _within(limit_s, _next_report(streams[-1]), late)) is not None:
                 yield report
         finally:
-            for stream in streams:
-                stream.cancel()
+            _cancel(streams)
+
+    async def _first(self, accepted: Callable[[], Awaitable[Report]], origin: Origin) -> Report:
+        """The report of the trainer that takes a job. All may be busy for as long as they like: that is no
+        failure of theirs, so the time in the queue is measured around the attempts.
+        """
+        limit_s = self.settings.trainer.queue_timeout_s
+        late = TrainerUnreachableError(
+            f"No trainer was free within {limit_s:g} s: try again later.", limit_s=limit_s
+        )
+        first = await _within(limit_s, self._training.call(accepted, origin.log_fields()), late)
+        assert first is not None  # noqa: S101  # trainers are critical
+        return first
 
     # ── Predictions ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,13 +267,24 @@ def _run_id(origin: Origin, payload: Mapping[str, object]) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
 
 
-async def _next_report(stream: Any, limit_s: float, late: StillhouseError) -> Report | None:  # noqa: ANN401
-    """The next report of a trainer, None after the last; its failures as ours."""
+def _cancel(streams: list[Any]) -> None:
+    while streams:
+        streams.pop().cancel()
+
+
+async def _within(limit_s: float, call: Awaitable[Result], late: StillhouseError) -> Result:
+    """The result, or ``late`` where it does not come in time."""
     try:
         async with asyncio.timeout(limit_s):
-            report: Report | None = await anext(stream, None)
+            return await call
     except TimeoutError:
         raise late from None
+
+
+async def _next_report(stream: Any) -> Report | None:  # noqa: ANN401
+    """The next report of a trainer, None after the last; its failures as ours."""
+    try:
+        report: Report | None = await anext(stream, None)
     except (RayError, RayServeException) as error:
         raise _job_error(error) from None
     return report
@@ -378,7 +398,7 @@ def _job_error(error: Exception) -> StillhouseError:
         log.error("a trainer failed: %s", error)
         return TrainingError(f"Training failed: {without_paths(str(error.cause))}")
     return TrainerUnreachableError(
-        "The trainer was lost while it worked on this request; nothing was stored. Send it again."
+        "The trainer of this request was lost before it answered: send the request again."
     )
 
 

@@ -43,7 +43,8 @@ class TrainerSettings(Section):
         gpus_per_trainer: ``auto`` takes a GPU where the cluster has one when the application is deployed.
         job_timeout_s: Longest training; then 400 TRAINING_TIMEOUT.
         queue_timeout_s: Longest wait for a free trainer; then 503 TRAINER_UNREACHABLE.
-        queue_capacity: Requests that one ingress lets wait for trainers; more are answered 503 OVERLOADED.
+        queue_capacity: Requests for trainers in all ingresses, those at work included; more are answered
+            503 QUEUE_FULL at once.
         runtime_env: Of the trainers alone, as Ray takes it.
     """
 

@@ -4,18 +4,21 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import re
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Final, Protocol
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from core.errors import IdempotencyKeyReusedError, MalformedBodyError
+from core.errors import IdempotencyKeyReusedError, MalformedBodyError, StillhouseError
 from core.idempotency import LEASE_S, StoredAnswer, key_name
 from deployments.edge.authentication import client_of
 from deployments.edge.border import origin_of, route_path
+
+log = logging.getLogger(__name__)
 
 CREATING: Final = re.compile(r"/api/v1/(train|distill|datasets|training-jobs|runs/[^/]+/save)/?")
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
@@ -51,7 +54,7 @@ class Idempotency:
             raise MalformedBodyError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
         query = scope.get("query_string", b"").decode("latin-1")
         name = key_name(client_of(scope), scope["method"], f"{path}?{query}", key)
-        answer = await self._ledger.claim_key(name)
+        answer = await self._claimed(name)
         body = _Hashed(receive)
         if answer is not None:
             await _replay(answer, await body.to_the_end(), send)
@@ -61,11 +64,32 @@ class Idempotency:
         try:
             async with _renewing(self._ledger, name):
                 await self._app({**scope, "state": {**scope["state"], "origin": origin}}, body, kept)
-            done = kept.answer(await body.to_the_end())
+                done = kept.answer(await body.to_the_end()) if kept.is_success else None
         except BaseException:
-            await self._ledger.release_key(name)
+            await _quietly(self._ledger.release_key(name))
             raise
-        await (self._ledger.release_key(name) if done is None else self._ledger.complete_key(name, done))
+        await _quietly(
+            self._ledger.release_key(name) if done is None else self._ledger.complete_key(name, done)
+        )
+
+    async def _claimed(self, name: str) -> StoredAnswer | None:
+        """Claims a name; a client that leaves meanwhile leaves no claim behind."""
+        claiming = asyncio.ensure_future(self._ledger.claim_key(name))
+        try:
+            return await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            with contextlib.suppress(StillhouseError):
+                if await claiming is None:
+                    await self._ledger.release_key(name)
+            raise
+
+
+async def _quietly(call: Awaitable[None]) -> None:
+    """A ledger that fails must not spoil an answer; what it did not hear of lapses by itself."""
+    try:
+        await call
+    except StillhouseError:
+        log.exception("the ledger of idempotency keys failed")
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +97,7 @@ async def _renewing(ledger: KeyLedger, name: str) -> AsyncIterator[None]:
     async def renew() -> None:
         while True:
             await asyncio.sleep(LEASE_S / 3)
-            await ledger.renew_key(name)
+            await _quietly(ledger.renew_key(name))
 
     renewal = asyncio.create_task(renew())
     try:
@@ -108,9 +132,14 @@ class _Hashed:
         return message
 
     async def to_the_end(self) -> str:
-        """Reads what the app did not; the SHA-256 of all."""
-        while not self._ended and (await self())["type"] == "http.request":
-            pass
+        """Reads what the app did not; the SHA-256 of all.
+
+        Raises:
+            ClientDisconnect: if there is no end.
+        """
+        while not self._ended:
+            if (await self())["type"] != "http.request":
+                raise ClientDisconnect
         return self._hash.hexdigest()
 
 
@@ -135,10 +164,13 @@ class _Kept:
                 self._parts.append(message.get("body", b""))
         await self._send(message)
 
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self._status < 300 and self._ended
+
     def answer(self, request_sha256: str) -> StoredAnswer | None:
         body = b"".join(self._parts)
         failed_stream = b"\nevent: error\n" in b"\n" + body
-        whole = self._ended and self._size <= _LARGEST_ANSWER_BYTES
-        if not (200 <= self._status < 300 and whole) or failed_stream:
+        if self._size > _LARGEST_ANSWER_BYTES or failed_stream:
             return None
-        return StoredAnswer(request_sha256, self._status, self._headers, body.decode(), time.time())
+        return StoredAnswer(request_sha256, self._status, self._headers, body.decode())

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS, NumberField
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES
@@ -49,7 +50,7 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         reports = service.run_job(kind, await read_object(request), origin_of(request.scope))
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
-            return StreamingResponse(_events(first, reports, asked_by(request)), media_type=EVENT_STREAM)
+            return _EventStream(first, reports, asked_by(request))
         last = first
         async with contextlib.aclosing(reports):
             async for report in reports:
@@ -77,6 +78,18 @@ async def read_object(request: Request) -> dict[str, object]:
     if not isinstance(payload, dict):
         raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
     return payload
+
+
+class _EventStream(StreamingResponse):
+    """Leaves the job when it ends in any way, before its first event or between two."""
+
+    def __init__(self, first: Report, rest: AsyncGenerator[Report], asked: Asked) -> None:
+        super().__init__(_events(first, rest, asked), media_type=EVENT_STREAM)
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with contextlib.aclosing(self._rest):
+            await super().__call__(scope, receive, send)
 
 
 async def _events(first: Report, rest: AsyncGenerator[Report], asked: Asked) -> AsyncGenerator[str]:

@@ -55,8 +55,7 @@ def test_as_many_enter_as_there_are_places_and_no_more(capacity):
 
 @pytest.mark.parametrize("error", [ValueError, GeneratorExit, KeyboardInterrupt])
 def test_place_is_freed_however_the_work_ends(admission, error):
-    with pytest.raises(error), admission.enter() as ticket:  # noqa: PT012
-        ticket.start()
+    with pytest.raises(error), admission.enter():
         raise error
     assert (admission.free, admission.running, admission.waiting) == (2, 0, 0)
 

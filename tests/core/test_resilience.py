@@ -18,9 +18,9 @@ from core.errors import (
     RequestError,
     ServiceUnavailableError,
     StorageError,
-    TimeoutError,
     TrainerUnreachableError,
 )
+from core.errors import TimeoutError as OperationTimeoutError
 from core.resilience import POLICIES, Breaker, BreakerPolicy, Caller, Integration, RetryPolicy
 
 pytestmark = pytest.mark.anyio
@@ -164,11 +164,11 @@ REPEATED = [
     NetworkError(),
     ServiceUnavailableError(),
     StorageError(),
-    TimeoutError(),
+    OperationTimeoutError(),
     TrainerUnreachableError(),
 ]
 NOT_REPEATED = [
-    TimeoutError(is_retryable=False),
+    OperationTimeoutError(is_retryable=False),
     CudaOutOfMemoryError(),  # retryable, but after a change
     RequestError(),
     ModelNotFoundError(),
@@ -401,7 +401,9 @@ def test_opens_when_the_last_failures_in_a_row_are_enough_and_never_else(outcome
     assert (breaker.state == "open") == (in_a_row == 3)
 
 
-@pytest.mark.parametrize("error", [NetworkError(), TimeoutError(), ServiceUnavailableError(), OSError()])
+@pytest.mark.parametrize(
+    "error", [NetworkError(), OperationTimeoutError(), ServiceUnavailableError(), OSError()]
+)
 def test_every_failure_of_the_service_counts(breaker, error):
     for _ in range(5):
         fail(breaker, error)
