@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from threadpoolctl import threadpool_limits
 
-from benchmarks import gpu, memory, over_http, quality, table, training
+from benchmarks import fuzz, gpu, memory, over_http, quality, table, training
 from benchmarks.report import Section, replace_section, to_text
 
 README: Final = Path(__file__).with_name("README.md")
@@ -20,6 +20,7 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "http": over_http.measure,
     "training": training.measure,
     "gpu": gpu.measure,
+    "fuzz": fuzz.measure,
 }
 
 

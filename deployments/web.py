@@ -38,6 +38,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect has no dialect, and names whatever host the client sent
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
         middleware=edge(
             settings, service.keys, service.observer, time.monotonic, sends_request_id=not behind_serve

@@ -42,7 +42,7 @@ _UPLOAD = {
     }
 }
 _UPLOADED = {
-    200: {"description": "The same content was there already"},
+    200: {"description": "The same content was there already", "content": {"application/json": {}}},
     **failures(*CREATING, DatasetError, DatasetTooLargeError, SchemaError, StorageError),
 }
 _ONE = failures(DatasetNotFoundError, SchemaError, StorageError)
@@ -91,7 +91,7 @@ def dataset_routes(service: Service) -> APIRouter:
         table = catalogue.preview(dataset_id, rows)
         return {"columns": table.column_names, "rows": _rows(table)}
 
-    @router.delete("/{dataset_id}", status_code=204, responses=_ONE)
+    @router.delete("/{dataset_id}", status_code=204, response_class=Response, responses=_ONE)
     def delete_dataset(dataset_id: DatasetId) -> None:
         catalogue.delete(dataset_id)
 

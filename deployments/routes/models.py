@@ -69,7 +69,7 @@ def run_routes(service: Service) -> APIRouter:
         entry = await service.get_run(run_id)
         return {**run_summary(entry), "schema": entry.schema, "lineage": entry.lineage}
 
-    @router.delete("/{run_id}", status_code=204, responses=_RUN)
+    @router.delete("/{run_id}", status_code=204, response_class=Response, responses=_RUN)
     async def delete_run(run_id: RunId) -> None:
         await service.delete_run(run_id)
 
@@ -112,7 +112,9 @@ def model_routes(service: Service) -> APIRouter:
         }
         return JSONResponse(model_summary(model) | details)
 
-    @router.delete("/{model_id}", status_code=204, responses=failures(*_MODEL_ERRORS))
+    @router.delete(
+        "/{model_id}", status_code=204, response_class=Response, responses=failures(*_MODEL_ERRORS)
+    )
     def delete_model(model_id: ModelId) -> None:
         models.delete(model_id)
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from core.catalogue import CATALOGUE, Entry
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS
@@ -49,6 +49,7 @@ def system_routes(service: Service) -> APIRouter:
     @router.post(
         "/breakers/{name}/reset",
         status_code=204,
+        response_class=Response,
         responses=failures(ResourceNotFoundError, SchemaError),
     )
     async def reset_breaker(name: Annotated[str, Path(max_length=40)]) -> None:
