@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import (
     edge,
+    fuzz,
     gpu,
     memory,
     over_http,
@@ -35,6 +36,7 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "training": training.measure,
     "prediction": prediction.measure,
     "gpu": gpu.measure,
+    "fuzz": fuzz.measure,
 }
 
 

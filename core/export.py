@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
@@ -59,6 +60,8 @@ def to_onnx(bundle: Bundle) -> bytes:
     )
     assert program is not None  # noqa: S101  # it is None for the exporter of old alone
     model = program.model_proto
+    for node in model.graph.node:  # they hold stack traces, and so the paths of this server
+        node.ClearField("metadata_props")
     onnx.helper.set_model_props(model, {"stillhouse": description(bundle)})
     return bytes(model.SerializeToString())
 
@@ -71,7 +74,17 @@ def to_torchscript(bundle: Bundle) -> bytes:
         example = torch.zeros(2, bundle.architecture.inputs)
         traced = torch.jit.trace(ExportedModel(bundle).eval(), (example,))
         torch.jit.save(traced, buffer, _extra_files={"stillhouse.json": description(bundle)})
-    return buffer.getvalue()
+    return _without_sources(buffer.getvalue())
+
+
+def _without_sources(file: bytes) -> bytes:
+    """A TorchScript file without the names and lines of the source files on this server."""
+    kept = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(file)) as archive, zipfile.ZipFile(kept, "w") as target:
+        for item in archive.infolist():
+            if not item.filename.endswith(".debug_pkl"):
+                target.writestr(item, archive.read(item))
+    return kept.getvalue()
 
 
 def description(bundle: Bundle) -> str:

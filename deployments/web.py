@@ -2,13 +2,12 @@
 
 import hashlib
 import time
-from typing import Any, Final
+from typing import Final
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
@@ -19,6 +18,7 @@ from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError
 from deployments.edge import edge
 from deployments.routes.datasets import dataset_routes
 from deployments.routes.examples import EXAMPLE_CSV
+from deployments.routes.failures import with_problem
 from deployments.routes.jobs import job_routes
 from deployments.routes.models import model_routes, run_routes
 from deployments.routes.predict import predict_routes
@@ -33,21 +33,6 @@ and RFC 9457 for `Accept: application/problem+json`; each carries `X-Request-ID`
 `X-Error-Type`."""
 
 
-class DetailError(BaseModel):
-    """How every route but train and distil says what went wrong; schema errors are a list."""
-
-    detail: str | list[dict[str, object]]
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": f"{what}; `application/problem+json` (RFC 9457) where Accept asks for it",
-        "model": DetailError,
-    }
-    for status, what in (("4XX", "The request cannot be answered"), ("5XX", "The service cannot answer now"))
-}
-
-
 def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     """Everything that answers HTTP."""
     settings = service.settings
@@ -56,8 +41,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         version="1",
         description=DESCRIPTION,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would name the host that the client sent
-        responses=ERRORS,
+        redirect_slashes=False,  # a redirect has no dialect, and names whatever host the client sent
         dependencies=[Depends(HTTPBearer(auto_error=False))],  # for the documentation; the edge checks
         middleware=[
             *edge(
@@ -80,6 +64,8 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
     app.include_router(error_pages())
     app.add_exception_handler(HTTPException, _name_http_error)
     app.add_exception_handler(RequestValidationError, _name_schema_error)
+    undocumented = app.openapi
+    app.openapi = lambda: with_problem(undocumented())  # type: ignore[method-assign]
     return app
 
 

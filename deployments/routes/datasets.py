@@ -9,8 +9,17 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
 from core.datasets import Dataset
+from core.errors import (
+    DatasetError,
+    DatasetNotFoundError,
+    DatasetTooLargeError,
+    RequestError,
+    SchemaError,
+    StorageError,
+)
 from core.table import format_of
 from deployments.routes.examples import EXAMPLE_CSV, EXAMPLE_NAME
+from deployments.routes.failures import CREATING, failures
 from deployments.routes.paging import Cursor, Limit, page_of
 from deployments.routes.uploads import open_file_part, write_in_blocks
 from deployments.service import Service
@@ -32,13 +41,18 @@ _UPLOAD = {
         },
     }
 }
+_UPLOADED = {
+    200: {"description": "The same content was there already", "content": {"application/json": {}}},
+    **failures(*CREATING, DatasetError, DatasetTooLargeError, SchemaError, StorageError),
+}
+_ONE = failures(DatasetNotFoundError, SchemaError, StorageError)
 
 
 def dataset_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/datasets", tags=["datasets"])
     catalogue = service.datasets
 
-    @router.post("", status_code=201, openapi_extra=_UPLOAD)
+    @router.post("", status_code=201, openapi_extra=_UPLOAD, responses=_UPLOADED)
     async def upload(
         request: Request,
         name: Annotated[str | None, Query(max_length=255, examples=[EXAMPLE_NAME])] = None,
@@ -60,16 +74,16 @@ def dataset_routes(service: Service) -> APIRouter:
         dataset, is_new = await asyncio.to_thread(catalogue.add, incoming, table_format, name)
         return JSONResponse(dataset.to_dict(), 201 if is_new else 200)
 
-    @router.get("")
+    @router.get("", responses=failures(RequestError, SchemaError, StorageError))
     def list_datasets(limit: Limit = 20, cursor: Cursor = None) -> dict[str, object]:
         """A page of datasets."""
         return page_of(catalogue.page(limit, cursor), Dataset.to_dict)
 
-    @router.get("/{dataset_id}")
+    @router.get("/{dataset_id}", responses=_ONE)
     def get_dataset(dataset_id: DatasetId) -> dict[str, object]:
         return catalogue.get(dataset_id).to_dict()
 
-    @router.get("/{dataset_id}/preview")
+    @router.get("/{dataset_id}/preview", responses=_ONE)
     def preview_dataset(
         dataset_id: DatasetId, rows: Annotated[int, Query(ge=1, le=1000)] = 10
     ) -> dict[str, object]:
@@ -77,7 +91,7 @@ def dataset_routes(service: Service) -> APIRouter:
         table = catalogue.preview(dataset_id, rows)
         return {"columns": table.column_names, "rows": _rows(table)}
 
-    @router.delete("/{dataset_id}", status_code=204)
+    @router.delete("/{dataset_id}", status_code=204, response_class=Response, responses=_ONE)
     def delete_dataset(dataset_id: DatasetId) -> None:
         catalogue.delete(dataset_id)
 

@@ -3,37 +3,84 @@
 import contextlib
 import json
 from collections.abc import AsyncGenerator
-from typing import Any, Literal
+from typing import Final
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS, NumberField
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES
 from core.contract.validation import DISTILL_FIELDS, TEACHER_FIELDS, TRAIN_FIELDS
-from core.errors import MalformedBodyError, StillhouseError
+from core.errors import (
+    BundleError,
+    CircuitOpenError,
+    CudaOutOfMemoryError,
+    DatasetError,
+    DatasetNotFoundError,
+    DatasetTooLargeError,
+    DatasetValidationError,
+    DataTargetError,
+    HiddenConfigError,
+    HostOutOfMemoryError,
+    MalformedBodyError,
+    ModelExistsError,
+    ModelNotFoundError,
+    ParameterError,
+    QueueFullError,
+    RequestError,
+    RunNotFoundError,
+    RuntimeUnavailableError,
+    StillhouseError,
+    StorageError,
+    TeacherSourceError,
+    TrainerUnreachableError,
+    TrainingDivergedError,
+    TrainingError,
+    TrainingModeError,
+    TrainingStoppedError,
+    TrainingTimeoutError,
+)
 from core.exchange import parse_json
 from deployments.dialects import Asked, handler_answer, problem
 from deployments.edge.border import origin_of, route_path
 from deployments.routes.examples import distill_example, train_example
+from deployments.routes.failures import CREATING, Responses, failures
 from deployments.service import JobKind, Report, Service
 
-EVENT_STREAM = "text/event-stream"
+EVENT_STREAM: Final = "text/event-stream"
 
 
-class HandlerError(BaseModel):
-    """The one shape of a failed train or distil request (seed 000)."""
-
-    status: Literal["error"]
-    error: str
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "Validation failed, or training did", "model": HandlerError},
-    404: {"description": "The teacher run is not there, or expired (distil)", "model": HandlerError},
-    503: {"description": "PyTorch or a trainer is not available", "model": HandlerError},
+_JOB_ERRORS: Final = (
+    *CREATING,
+    DataTargetError,
+    DatasetNotFoundError,
+    DatasetError,
+    DatasetTooLargeError,
+    DatasetValidationError,
+    RequestError,
+    ParameterError,
+    TrainingModeError,
+    HiddenConfigError,
+    ModelExistsError,
+    TrainingError,
+    TrainingDivergedError,
+    TrainingTimeoutError,
+    CudaOutOfMemoryError,
+    HostOutOfMemoryError,
+    StorageError,
+    RuntimeUnavailableError,
+    TrainerUnreachableError,
+    TrainingStoppedError,
+    QueueFullError,
+    CircuitOpenError,
+)
+_TEACHER_ERRORS: Final = (TeacherSourceError, RunNotFoundError, ModelNotFoundError, BundleError)
+_ANSWERS: Final[Responses] = {
+    200: {
+        "description": "The result; with `Accept: text/event-stream` the events that lead to it",
+        "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
+    }
 }
 
 
@@ -57,13 +104,19 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
                 last = report
         return JSONResponse(last["body"])
 
-    @router.post("/train", openapi_extra=_body("train", train_example(example_dataset)), responses=_ERRORS)
+    @router.post(
+        "/train",
+        openapi_extra=_body("train", train_example(example_dataset)),
+        responses=_ANSWERS | failures(*_JOB_ERRORS, path="/api/v1/train"),
+    )
     async def train(request: Request) -> Response:
         """Trains a model on a table and keeps it as a run."""
         return await answer("train", request)
 
     @router.post(
-        "/distill", openapi_extra=_body("distill", distill_example(example_dataset)), responses=_ERRORS
+        "/distill",
+        openapi_extra=_body("distill", distill_example(example_dataset)),
+        responses=_ANSWERS | failures(*_JOB_ERRORS, *_TEACHER_ERRORS, path="/api/v1/distill"),
     )
     async def distill(request: Request) -> Response:
         """Trains a student a fraction of its teacher's size on the teacher's outputs."""

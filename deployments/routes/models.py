@@ -11,10 +11,21 @@ from starlette.responses import JSONResponse, Response
 
 from core.bundles import Bundle
 from core.contract.fields import MODEL_ID
+from core.errors import (
+    BundleError,
+    ModelExistsError,
+    ModelNotFoundError,
+    RequestError,
+    RunNotFoundError,
+    SchemaError,
+    ServiceUnavailableError,
+    StorageError,
+)
 from core.exchange import parse_json, schema_error
 from core.registry_index import RunEntry
 from core.saved_models import SavedModel
 from deployments.routes.examples import EXAMPLE_MODEL
+from deployments.routes.failures import CREATING, Responses, failures
 from deployments.routes.paging import Cursor, Limit, page_of
 from deployments.service import Service
 
@@ -35,25 +46,39 @@ class SaveBody(BaseModel):
 
 _SAVE = {"requestBody": {"content": {"application/json": {"schema": SaveBody.model_json_schema()}}}}
 
+_RUN_ERRORS = (RunNotFoundError, SchemaError, StorageError, ServiceUnavailableError)
+_RUN = failures(*_RUN_ERRORS)
+_MODEL_ERRORS = (ModelNotFoundError, SchemaError, StorageError)
+
+
+def _file(*media_types: str) -> Responses:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"description": "The file", "content": dict.fromkeys(media_types, binary)}}
+
 
 def run_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/runs", tags=["runs"])
 
-    @router.get("")
+    @router.get("", responses=failures(RequestError, SchemaError, ServiceUnavailableError))
     async def list_runs(limit: Limit = 20, cursor: Cursor = None) -> dict[str, object]:
         """A page of live runs, newest first."""
         return page_of(await service.list_runs(limit, cursor), run_summary)
 
-    @router.get("/{run_id}")
+    @router.get("/{run_id}", responses=_RUN)
     async def get_run(run_id: RunId) -> dict[str, object]:
         entry = await service.get_run(run_id)
         return {**run_summary(entry), "schema": entry.schema, "lineage": entry.lineage}
 
-    @router.delete("/{run_id}", status_code=204)
+    @router.delete("/{run_id}", status_code=204, response_class=Response, responses=_RUN)
     async def delete_run(run_id: RunId) -> None:
         await service.delete_run(run_id)
 
-    @router.post("/{run_id}/save", status_code=201, openapi_extra=_SAVE)
+    @router.post(
+        "/{run_id}/save",
+        status_code=201,
+        openapi_extra=_SAVE,
+        responses=failures(*_RUN_ERRORS, *CREATING, ModelExistsError),
+    )
     async def save_run(run_id: RunId, request: Request) -> dict[str, object]:
         """Saves a run as a model, which does not expire; the body is optional JSON."""
         wanted = _save_body(await request.body())
@@ -61,7 +86,7 @@ def run_routes(service: Service) -> APIRouter:
         path = await service.save_run(run_id, model_id, wanted.overwrite)
         return {"model_id": model_id, "model_path": path}
 
-    @router.get("/{run_id}/bundle")
+    @router.get("/{run_id}/bundle", responses=_file(BUNDLE) | _RUN, response_class=Response)
     async def download_bundle(run_id: RunId) -> Response:
         """The bundle file (safetensors)."""
         return download(await service.read_bundle(run_id), f"{run_id}.safetensors", BUNDLE)
@@ -73,12 +98,12 @@ def model_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/models", tags=["models"])
     models = service.models
 
-    @router.get("")
+    @router.get("", responses=failures(RequestError, SchemaError, StorageError))
     def list_models(limit: Limit = 20, cursor: Cursor = None) -> dict[str, object]:
         """A page of saved models, by name."""
         return page_of(models.page(limit, cursor), model_summary)
 
-    @router.get("/{model_id}")
+    @router.get("/{model_id}", responses=failures(*_MODEL_ERRORS, BundleError))
     def get_model(model_id: ModelId) -> JSONResponse:
         model = models.get(model_id)
         header = model.header
@@ -87,11 +112,18 @@ def model_routes(service: Service) -> APIRouter:
         }
         return JSONResponse(model_summary(model) | details)
 
-    @router.delete("/{model_id}", status_code=204)
+    @router.delete(
+        "/{model_id}", status_code=204, response_class=Response, responses=failures(*_MODEL_ERRORS)
+    )
     def delete_model(model_id: ModelId) -> None:
         models.delete(model_id)
 
-    @router.get("/{model_id}/export")
+    @router.get(
+        "/{model_id}/export",
+        responses=_file(BUNDLE, "application/octet-stream")
+        | failures(*_MODEL_ERRORS, BundleError, ServiceUnavailableError),
+        response_class=Response,
+    )
     async def export_model(model_id: ModelId, format: Annotated[Format, Query()] = "safetensors") -> Response:  # noqa: A002
         """The model as a file: safetensors as it is stored, ONNX or TorchScript."""
         if format == "safetensors":

@@ -6,10 +6,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from core.errors import RequestError
+from core.errors import (
+    BundleError,
+    CircuitOpenError,
+    DatasetError,
+    ModelNotFoundError,
+    PredictionInputError,
+    RequestError,
+    RunNotFoundError,
+    SchemaError,
+    ServiceUnavailableError,
+    StorageError,
+)
 from core.exchange import JSON, TABLES, PredictBody
 from deployments.predict_call import PredictCall, packed
 from deployments.routes.examples import predict_example
+from deployments.routes.failures import READING, Responses, failures
 from deployments.service import Service
 
 CURL_DEFAULT = "application/x-www-form-urlencoded"  # what ``curl -d`` says of JSON
@@ -40,12 +52,31 @@ _BODIES = {
         },
     }
 }
+_ANSWERS: Responses = {
+    200: {
+        "description": "Predictions, in the media type that Accept asks for",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in TABLES},
+    },
+    **failures(
+        *READING,
+        RequestError,
+        DatasetError,
+        RunNotFoundError,
+        ModelNotFoundError,
+        SchemaError,
+        PredictionInputError,
+        BundleError,
+        StorageError,
+        ServiceUnavailableError,
+        CircuitOpenError,
+    ),
+}
 
 
 def predict_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["predict"])
 
-    @router.post("/predict", openapi_extra=_BODIES)
+    @router.post("/predict", openapi_extra=_BODIES, responses=_ANSWERS)
     async def predict(
         request: Request,
         run_id: Annotated[str | None, Query(max_length=200)] = None,

@@ -4,20 +4,21 @@ from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from starlette.responses import HTMLResponse, JSONResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from core.catalogue import CATALOGUE, Entry
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS
-from core.errors import ResourceNotFoundError
+from core.errors import ResourceNotFoundError, SchemaError, ServiceUnavailableError
 from deployments.dialects import documentation_of
 from deployments.routes.error_pages import index_page, page_of_code
+from deployments.routes.failures import OPEN, failures
 from deployments.service import Service
 
 
 def system_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/api/v1", tags=["system"])
 
-    @router.get("/limits")
+    @router.get("/limits", responses=failures())
     async def limits() -> dict[str, object]:
         """What a client would otherwise learn by failing."""
         limits, registry = service.settings.limits, service.settings.registry
@@ -30,12 +31,12 @@ def system_routes(service: Service) -> APIRouter:
             "rates": service.settings.edge.rates.model_dump(),
         }
 
-    @router.get("/errors")
+    @router.get("/errors", responses=failures())
     async def errors() -> dict[str, object]:
         """Every error code: its type, severity, status, whether to retry, and what to do."""
         return {"data": [shown(entry) for entry in CATALOGUE.values()]}
 
-    @router.get("/breakers")
+    @router.get("/breakers", responses=failures())
     async def breakers() -> dict[str, object]:
         """Which services this replica of the ingress spares because they failed, and for how long."""
         return {
@@ -45,7 +46,12 @@ def system_routes(service: Service) -> APIRouter:
             ]
         }
 
-    @router.post("/breakers/{name}/reset", status_code=204)
+    @router.post(
+        "/breakers/{name}/reset",
+        status_code=204,
+        response_class=Response,
+        responses=failures(ResourceNotFoundError, SchemaError),
+    )
     async def reset_breaker(name: Annotated[str, Path(max_length=40)]) -> None:
         """Closes a breaker; for operators, with the scope admin."""
         if name not in service.breakers:
@@ -85,19 +91,19 @@ def error_pages() -> APIRouter:
 def health_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/health", tags=["health"])
 
-    @router.get("")
+    @router.get("", responses=failures(edge=OPEN) | {503: {"description": "Requests cannot be served"}})
     async def health() -> JSONResponse:
         """Status and metrics of the components; 503 when requests cannot be served."""
         healthy, components = await service.health()
         status = {"status": "ok" if healthy else "unavailable", "components": components}
         return JSONResponse(status, 200 if healthy else 503)
 
-    @router.get("/live")
+    @router.get("/live", responses=failures(edge=OPEN))
     async def live() -> dict[str, str]:
         """The process answers."""
         return {"status": "ok"}
 
-    @router.get("/ready")
+    @router.get("/ready", responses=failures(ServiceUnavailableError, edge=OPEN))
     async def ready() -> dict[str, str]:
         """A predictor answers an empty call."""
         await service.ping()

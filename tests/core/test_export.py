@@ -1,5 +1,7 @@
 import io
 import json
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+import core.export
 from core.encoding import Encoder
 from core.export import EXPORTS, to_onnx, to_torchscript
 from core.prediction import Predictor
@@ -92,6 +95,19 @@ def test_an_exported_file_says_what_its_features_are(engine, kind, target):
 
 def test_onnx_files_pass_the_checker_of_onnx(engine):
     onnx.checker.check_model(onnx.load_from_string(to_onnx(engine.trained("five", "tabresnet").bundle)))
+
+
+@FORMATS
+@pytest.mark.parametrize("target", ["five", "value"])
+def test_exported_files_name_no_source_file_of_the_server(engine, kind, target):
+    file = EXPORTS[kind](engine.trained(target).bundle)
+    parts = [file]
+    if kind == "torchscript":
+        archive = zipfile.ZipFile(io.BytesIO(file))
+        parts = [archive.read(name) for name in archive.namelist()]
+    folders = {Path(module.__file__).parents[1] for module in (core.export, torch)}
+    for part in parts:
+        assert not any(str(folder).encode() in part for folder in folders)
 
 
 def test_exporting_leaves_global_generators_and_the_bundle_alone(engine):

@@ -7,12 +7,16 @@ import pytest
 from core.catalogue import CATALOGUE
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
+from core.errors import class_of
+from deployments.dialects import Asked, render
+from deployments.routes.failures import EDGE, OPEN
 from deployments.service import Service
 from deployments.settings import Limits, RegistrySettings
 from tests.deployments.local import (
     DATASETS,
     DISTILL,
     PREDICT,
+    PROBLEM,
     TRAIN,
     failed,
     local_service,
@@ -166,6 +170,37 @@ async def test_every_route_of_the_contract_is_documented(openapi):
         method, path = route.split()
         assert method.lower() in openapi["paths"][f"/api/v1{path}"], route
     assert {"/health", "/health/live", "/health/ready"} <= openapi["paths"].keys()
+
+
+async def test_every_failure_is_documented_with_its_codes_in_each_dialect(openapi):
+    failures = [
+        (path, int(status), response)
+        for path, operations in openapi["paths"].items()
+        for operation in operations.values()
+        for status, response in operation["responses"].items()
+        if int(status) >= 400 and "X-Error-Code" in response.get("headers", {})
+    ]
+    assert len(failures) > 100
+    for path, status, response in failures:
+        codes = response["headers"]["X-Error-Code"]["schema"]["enum"]
+        rendered = [render(class_of(code)(), Asked(path)) for code in codes]
+        assert {r.status for r in rendered} == {status}, (path, codes)
+        assert response["content"].keys() == {"application/json", PROBLEM}
+        assert ("Retry-After" in response["headers"]) == any("Retry-After" in r.headers for r in rendered)
+
+
+async def test_every_operation_documents_what_the_edge_says_of_any_request(openapi):
+    for path, operations in openapi["paths"].items():
+        for operation in operations.values():
+            documented = {
+                code
+                for response in operation["responses"].values()
+                for code in response.get("headers", {}).get("X-Error-Code", {"schema": {"enum": []}})[
+                    "schema"
+                ]["enum"]
+            }
+            expected = OPEN if path.startswith("/health") else EDGE
+            assert {error.code for error in expected} <= documented, path
 
 
 @pytest.mark.parametrize(("path", "names"), [(TRAIN, TRAIN_FIELDS), (DISTILL, DISTILL_FIELDS)])
