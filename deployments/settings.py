@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
+SENTRY_VARIABLE = "SENTRY_DSN"
 
 
 class Section(BaseModel):
@@ -118,7 +119,22 @@ class EdgeSettings(Section):
 
 
 class TelemetrySettings(Section):
-    """What is told to operators beside logs and metrics."""
+    """What is told to operators beside logs and metrics.
+
+    Attributes:
+        sentry_dsn: Where faults are reported; needs the extra ``sentry``. ``SENTRY_DSN`` else.
+        environment, release: As Sentry shows them.
+        sentry_sample_rate, sentry_traces_sample_rate: Shares of faults and of requests that are sent.
+    """
+
+    sentry_dsn: str | None = Field(None, repr=False)
+    environment: str = "local"
+    release: str = "stillhouse"
+    sentry_sample_rate: float = Field(1, ge=0, le=1)
+    sentry_traces_sample_rate: float = Field(0.1, ge=0, le=1)
+
+    def dsn(self) -> str | None:
+        return self.sentry_dsn or os.environ.get(SENTRY_VARIABLE) or None
 
 
 class Limits(Section):

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -46,10 +46,15 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
     router = APIRouter(tags=["train and distil"])
 
     async def answer(kind: JobKind, request: Request) -> Response:
-        reports = service.run_job(kind, await read_object(request), origin_of(request.scope))
+        origin = origin_of(request.scope)
+
+        def failed(error: StillhouseError) -> None:
+            service.observer.failed(error, request.scope, origin)
+
+        reports = service.run_job(kind, await read_object(request), origin)
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
-            return StreamingResponse(_events(first, reports), media_type=EVENT_STREAM)
+            return StreamingResponse(_events(first, reports, failed), media_type=EVENT_STREAM)
         last = first
         async with contextlib.aclosing(reports):
             async for report in reports:
@@ -79,13 +84,16 @@ async def read_object(request: Request) -> dict[str, object]:
     return payload
 
 
-async def _events(first: Report, rest: AsyncGenerator[Report]) -> AsyncGenerator[str]:
+async def _events(
+    first: Report, rest: AsyncGenerator[Report], failed: Callable[[StillhouseError], None]
+) -> AsyncGenerator[str]:
     try:
         async with contextlib.aclosing(rest):
             yield _event(first)
             async for report in rest:
                 yield _event(report)
     except StillhouseError as error:
+        failed(error)
         status, body = handler_answer(error)
         yield _event({"event": "error", "status_code": status, "body": body})
 
