@@ -64,7 +64,8 @@ class Trainer:
         self._executor.submit(_runtime_error)  # the first request need not wait for the import
 
     async def check_health(self) -> None:
-        """Async, so that it answers while the training thread is busy."""
+        """Async, so that it answers while the training thread is busy; Serve asks every 10 s."""
+        self.observer.state_of_trainings()
 
     async def runtime_error(self) -> str | None:
         """Why PyTorch cannot be imported here; None when it can."""

@@ -79,6 +79,7 @@ class Telemetry:
         self._component, self._clock = component, clock
         self._metrics = Metrics(make)
         self._endpoints: Endpoints | None = None
+        self._trainings = 0
         dsn = settings.dsn()
         self.sentry = None if dsn is None else Sentry(dsn, settings, component)
 
@@ -138,7 +139,7 @@ class Telemetry:
         self._metrics.record("integration_attempts_total", integration=service, outcome=outcome)
 
     def state(self, admission: Admission, breakers: Mapping[str, Breaker]) -> None:
-        """Whatever changes by itself; to be told again every few seconds."""
+        """The queue and the breakers now; Ray forgets a gauge that is not set again within 20 s."""
         for name in ("capacity", "free", "running", "waiting"):
             self._metrics.record(f"queue_{name}", getattr(admission, name))
         for service, breaker in breakers.items():
@@ -150,7 +151,8 @@ class Telemetry:
     def training(self, kind: str) -> Iterator[None]:
         """Times the training that runs in the block."""
         started, outcome = self._clock(), "failed"
-        self._metrics.record("trainings_running", 1)
+        self._trainings += 1
+        self.state_of_trainings()
         try:
             yield
             outcome = "ok"
@@ -158,8 +160,13 @@ class Telemetry:
             outcome = "stopped"
             raise
         finally:
-            self._metrics.record("trainings_running", 0)
+            self._trainings -= 1
+            self.state_of_trainings()
             self._metrics.record("training_seconds", self._clock() - started, kind=kind, outcome=outcome)
+
+    def state_of_trainings(self) -> None:
+        """To be called again and again, like ``state``."""
+        self._metrics.record("trainings_running", self._trainings)
 
     def trained(self, kind: str, rows: int, epochs: int) -> None:
         self._metrics.record("training_rows_total", rows, kind=kind)

@@ -52,7 +52,6 @@ class Sentry:
             include_local_variables=False,
             max_request_body_size="never",
             max_breadcrumbs=0,
-            send_default_pii=False,
             before_send=redacted_event,
             before_send_transaction=redacted_event,
         )
