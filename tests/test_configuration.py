@@ -1,5 +1,6 @@
 """The shipped configuration files are valid, strict and alike."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from deployments.app import gpus_per_trainer
 from deployments.settings import Settings
+from deployments.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,3 +97,29 @@ def test_versions_that_the_files_name_agree() -> None:
     assert spec["rayClusterConfig"]["rayVersion"] == pins["ray"]
     assert pins["torch"] == "2.13.0"
     assert not [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "/" in line]
+
+
+ALERTS = [
+    rule
+    for group in yaml.safe_load((ROOT / "k8s/alerts.yaml").read_text())["spec"]["groups"]
+    for rule in group["rules"]
+]
+SERIES = re.compile(r"ray_(\w+?)(?:_bucket)?(?:{([^}]*)})?(?=[\[)\s])")
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alerts_ask_for_metrics_and_labels_that_exist_and_for_rates_of_counters(rule: dict[str, Any]) -> None:
+    found = SERIES.findall(rule["expr"])
+    assert found
+    for name, selectors in found:
+        metric = METRICS[name]
+        assert {*re.findall(r"(\w+)[=!]", selectors)} <= {*metric.labels, "le"}
+        if metric.kind != "gauge":
+            assert re.search(rf"(rate|increase)\(ray_{name}\w*(?:{{[^}}]*}})?\[\d+m\]\)", rule["expr"])
+    for label in re.findall(r"\$labels\.(\w+)", str(rule["annotations"])):
+        assert re.search(rf"by \([^)]*\b{label}\b", rule["expr"])
+
+
+def test_alerts_of_seed_001_are_there() -> None:
+    names = {rule["alert"] for rule in ALERTS}
+    assert {"HighCriticalErrorRate", "HighTrainingFailureRate", "APIErrorSpike", "StorageErrors"} <= names

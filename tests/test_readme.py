@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from core.catalogue import CATALOGUE
+from deployments.telemetry.metrics import METRICS
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -15,3 +16,12 @@ def test_table_of_errors_is_the_catalogue() -> None:
         for e in CATALOGUE.values()
     ]
     assert rows == expected
+
+
+def test_table_of_metrics_is_that_of_the_code() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `ray_")]
+    assert rows == [
+        f"| `ray_{m.name}` | {m.kind} | "
+        f"{', '.join(f'`{label}`' for label in m.labels) or '–'} | {m.description} |"
+        for m in METRICS.values()
+    ]
