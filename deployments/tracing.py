@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def otlp() -> list[SpanProcessor]:
-    """For ``tracing_config.exporter_import_path``: OTLP over HTTP, set by ``OTEL_EXPORTER_OTLP_*``.
+    """For ``RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH``: OTLP over HTTP, set by ``OTEL_EXPORTER_OTLP_*``.
 
     Raises:
         ModuleNotFoundError: without the extra ``tracing``.

@@ -346,6 +346,13 @@ def test_traceback_is_redacted_and_keeps_the_places_of_the_code(written):
     assert "OSError" in line["exc_text"]
 
 
+def test_access_log_of_serve_passes_as_it_is(written):
+    _, target, lines = written
+    target.info("GET /api/v1/runs/{run_id} 404 9.1ms", extra={"serve_access_log": True, "request_id": "mine"})
+    [line] = lines()
+    assert (line["message"], line["request_id"]) == ("GET /api/v1/runs/{run_id} 404 9.1ms", "mine")
+
+
 def test_wrong_arguments_of_a_log_call_do_not_end_the_work(written):
     source, _, lines = written
     source.info("%d rows", "many")
