@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Mapping
@@ -53,8 +52,6 @@ from deployments.service import JobKind, Report
 from deployments.settings import Settings
 from deployments.tracing import SpanParent
 from deployments.web import build_web_app
-
-log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 60.0
 PROBE_TIMEOUT_S: Final = 5.0
@@ -376,7 +373,6 @@ def _job_error(error: Exception) -> StillhouseError:
     if own := _own_error(error):
         return own
     if isinstance(error, RayTaskError):
-        log.error("a trainer failed: %s", error)
         return TrainingError(f"Training failed: {without_paths(str(error.cause))}")
     return TrainerUnreachableError(
         "The trainer was lost while it worked on this request; nothing was stored. Send it again."

@@ -29,6 +29,7 @@ from core.prediction import Predictor as Model
 from core.saved_models import ModelStore
 from core.storage import Storage
 from deployments.instruments import telemetry
+from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
 from deployments.settings import Settings
@@ -192,6 +193,8 @@ class Predictor:
                 compute = partial(batch[0].model.predict, features)
                 prediction = await self._run(len(features) > INLINE_ROWS, compute)
             except Exception as error:  # noqa: BLE001  # it belongs to those who wait for it
+                if not isinstance(error, StillhouseError):
+                    self.observer.unexpected(error, Origin())
                 for waiting in batch:
                     _settle(waiting.done, error)
                 continue

@@ -12,6 +12,9 @@ from typing import Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.settings import traced_share
+from deployments.tracing import TraceStart
+
 CONTROL_HEADERS: Final = frozenset(
     {b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id"}
 )
@@ -66,4 +69,8 @@ class WithoutControlHeaders:
 
 def middlewares() -> list[Middleware]:
     """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``."""
-    return [Middleware(PacedUploads), Middleware(WithoutControlHeaders)]
+    return [
+        Middleware(PacedUploads),
+        Middleware(WithoutControlHeaders),
+        Middleware(TraceStart, share=traced_share()),
+    ]

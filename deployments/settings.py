@@ -19,6 +19,8 @@ from pydantic import (
 
 TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
 SENTRY_VARIABLE = "SENTRY_DSN"
+SPANS_VARIABLE = "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"
+SPANS_SHARE_VARIABLE = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 
 
 class Section(BaseModel):
@@ -202,3 +204,8 @@ class Settings(Section):
 def environment_tokens() -> list[str]:
     """Tokens given in ``STILLHOUSE_TOKENS``, each perhaps with a scope behind it."""
     return [part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(",") if part.strip()]
+
+
+def traced_share() -> float:
+    """The share of requests whose spans Serve exports, from 0 to 1."""
+    return float(os.environ.get(SPANS_SHARE_VARIABLE, "0.01")) if os.environ.get(SPANS_VARIABLE) else 0.0

@@ -1,5 +1,9 @@
 """OpenTelemetry through Serve's own tracing: where spans go, and one trace id for spans, logs and answers."""
 
+import random
+import secrets
+from collections.abc import Callable
+
 from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -18,11 +22,33 @@ def otlp() -> list[SpanProcessor]:
     return [BatchSpanProcessor(OTLPSpanExporter())]
 
 
-class SpanParent:
-    """Makes the span that Serve opened for a request the parent that the edge reads.
+class TraceStart:
+    """Begins a trace in the proxy for a request that brings none.
 
-    Without it, a request that brings no ``traceparent`` would have one trace id in its spans and another in
-    its answer and logs. Unsampled requests have no span and keep what they brought.
+    Serve's spans, FastAPI's and our ids then agree. Whether its spans are exported is drawn here, for Serve
+    goes by what a ``traceparent`` says.
+
+    Args:
+        share: Of the traces begun here, exported.
+        draw: A number from 0 to 1, which tests replace.
+    """
+
+    def __init__(self, app: ASGIApp, *, share: float, draw: Callable[[], float] = random.random) -> None:
+        self._app, self._share, self._draw = app, share, draw
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and b"traceparent" not in {name.lower() for name, _ in scope["headers"]}:
+            flags = "01" if self._draw() < self._share else "00"
+            begun = f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{flags}"
+            scope = {**scope, "headers": [*scope["headers"], (b"traceparent", begun.encode())]}
+        await self._app(scope, receive, send)
+
+
+class SpanParent:
+    """Makes the span that is open in the ingress the parent that the edge reads.
+
+    For services without our part of the proxy, where ``TraceStart`` is. Unsampled requests have no span and
+    keep what they brought.
     """
 
     def __init__(self, app: ASGIApp) -> None:

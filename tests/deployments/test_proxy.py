@@ -10,6 +10,7 @@ from deployments.proxy import (
     WithoutControlHeaders,
     middlewares,
 )
+from deployments.tracing import TraceStart
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,11 @@ async def test_small_upload_and_other_routes_are_not_held_back() -> None:
 
 
 async def test_serve_finds_the_middleware() -> None:
-    assert [middleware.cls for middleware in middlewares()] == [PacedUploads, WithoutControlHeaders]
+    assert [middleware.cls for middleware in middlewares()] == [
+        PacedUploads,
+        WithoutControlHeaders,
+        TraceStart,
+    ]
 
 
 async def test_no_control_header_reaches_serve() -> None:

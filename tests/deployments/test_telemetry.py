@@ -29,16 +29,24 @@ from core.errors import (
     UnexpectedError,
     class_of,
 )
-from core.resilience import Breaker, BreakerPolicy
+from core.prediction import Predictor as Model
+from core.resilience import Breaker, BreakerPolicy, Caller, RetryPolicy
 from deployments.edge.border import Border
 from deployments.origin import Origin
-from deployments.settings import SENTRY_VARIABLE, Limits, TelemetrySettings
+from deployments.settings import (
+    SENTRY_VARIABLE,
+    SPANS_SHARE_VARIABLE,
+    SPANS_VARIABLE,
+    Limits,
+    TelemetrySettings,
+    traced_share,
+)
 from deployments.telemetry import Telemetry, component_of
 from deployments.telemetry.endpoints import Endpoints
 from deployments.telemetry.logs import Forward, JsonLines, Redaction, forward_logs
 from deployments.telemetry.metrics import METRICS, Metrics
 from deployments.telemetry.sentry import LEVELS, is_fault
-from deployments.tracing import SpanParent
+from deployments.tracing import SpanParent, TraceStart
 from deployments.web import build_web_app
 from tests.deployments.local import DATASETS, PREDICT, TRAIN, trained, upload
 
@@ -92,6 +100,12 @@ async def watched(service, recorder, connect):
     service._registry._local._target.observer = Telemetry(TelemetrySettings(), "registry", recorder)
     async with connect(service) as client:
         yield client
+
+
+async def rows_of(client, run):
+    """Three empty rows that the model of a run takes."""
+    schema = (await client.get(f"/api/v1/runs/{run['run_id']}")).json()["schema"]
+    return [{column["name"]: None for column in schema["columns"]}] * 3
 
 
 # ── Metrics ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -188,10 +202,7 @@ async def test_work_is_counted_where_it_is_done(watched, recorder):
     assert recorder.of("training_rows_total", kind="train") == [sum(run["rows"].values())]
     assert recorder.of("registry_items")[-1] == 1
     assert recorder.of("registry_bytes")[-1] > 1000
-    columns = {"height": [1.0, 2.0, 3.0], "leaves": [4, 5, 6], "bark": ["rough"] * 3}
-    schema = (await watched.get(f"/api/v1/runs/{run['run_id']}")).json()
-    names = [column["name"] for column in schema["schema"]["columns"]]
-    rows = [{name: columns.get(name, [None] * 3)[i] for name in names} for i in range(3)]
+    rows = await rows_of(watched, run)
     for _ in range(2):
         answer = await watched.post(PREDICT, json={"run_id": run["run_id"], "rows": rows})
         assert answer.status_code == 200, answer.text
@@ -418,6 +429,21 @@ async def test_trace_of_the_caller_reaches_the_lines_of_trainer_and_registry(wat
     for name in ("deployments.trainer", "deployments.registry"):
         ids = {(r.run_id, r.trace_id) for r in caplog.records if r.name == name}
         assert ids == {(run["run_id"], "ab" * 16)}
+
+
+async def test_unforeseen_failure_of_a_prediction_is_written_down_with_its_traceback(
+    service, watched, caplog, monkeypatch
+):
+    def broken(self, features):
+        raise ZeroDivisionError("of the network")
+
+    run = await trained(watched, await upload(watched))
+    rows = await rows_of(watched, run)
+    monkeypatch.setattr(Model, "predict", broken)
+    service._predicting = Caller("predictor", RetryPolicy(1, 0, 0))
+    answer = await watched.post(PREDICT, json={"run_id": run["run_id"], "rows": rows})
+    assert answer.status_code == 503
+    assert [r.exc_info[0] for r in failures(caplog) if r.component == "predictor"] == [ZeroDivisionError]
 
 
 # ── Sentry ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -658,3 +684,35 @@ async def test_without_a_span_the_traceparent_of_the_caller_stays(service):
     scope = {"type": "http", "headers": [(b"traceparent", b"x")]}
     await SpanParent(inner)(scope, None, None)
     assert seen == [scope]
+
+
+@pytest.mark.parametrize(("drawn", "flags"), [(0.1, b"01"), (0.3, b"00")])
+async def test_proxy_begins_a_trace_for_the_drawn_share_of_requests_without_one(drawn, flags):
+    seen = []
+
+    async def inner(scope, receive, send):
+        seen.append(dict(scope["headers"]))
+
+    start = TraceStart(inner, share=0.2, draw=lambda: drawn)
+    given = (b"Traceparent", b"of the client")
+    for headers in ([], [], [given]):
+        await start({"type": "http", "headers": headers}, None, None)
+    first, second, third = seen
+    assert third == dict([given])
+    assert first != second
+    begun = first[b"traceparent"].decode()
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-\d\d", begun)
+    assert begun.endswith(flags.decode())
+    assert Origin.of(None, begun).trace_id == begun.split("-")[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "share", "expected"), [("", "1", 0), ("x:y", None, 0.01), ("x:y", "0.5", 0.5)]
+)
+def test_share_of_traces_is_that_of_serve(monkeypatch, path, share, expected):
+    monkeypatch.setenv(SPANS_VARIABLE, path)
+    if share is None:
+        monkeypatch.delenv(SPANS_SHARE_VARIABLE, raising=False)
+    else:
+        monkeypatch.setenv(SPANS_SHARE_VARIABLE, share)
+    assert traced_share() == expected
