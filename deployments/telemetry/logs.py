@@ -6,6 +6,8 @@ import re
 import traceback
 from typing import Final
 
+from core.catalogue import ErrorType
+from core.errors import StillhouseError
 from core.redaction import redact, redact_text
 
 _OWN: Final = frozenset({*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"})
@@ -28,6 +30,20 @@ class Redaction(logging.Filter):
             record.exc_text = redacted_traceback(record.exc_text)
         fields = {name: value for name, value in record.__dict__.items() if name not in _OWN}
         record.__dict__.update(redact(fields))  # type: ignore[call-overload]  # a mapping stays one
+        return True
+
+
+class FaultsAlone(logging.Filter):
+    """Makes a plain line of the traceback that Serve writes in each replica which raises an error of ours.
+
+    Those of faults stay; of the rest the ingress writes a line.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, StillhouseError) and error.error_type is not ErrorType.SYSTEM_ERROR:
+            record.msg, record.args, record.exc_info = f"{error.code}: {error.message}", (), None
+            record.levelno, record.levelname = logging.INFO, "INFO"
         return True
 
 
@@ -65,6 +81,7 @@ class JsonLines(logging.Formatter):
 def forward_logs(names: tuple[str, ...], target: logging.Logger) -> None:
     """Sends what these loggers and those below them are told to ``target``, redacted; once is enough."""
     if not any(isinstance(kept, Redaction) for kept in target.filters):
+        target.addFilter(FaultsAlone())
         target.addFilter(Redaction())
     for name in names:
         logger = logging.getLogger(name)

@@ -22,6 +22,7 @@ from core.errors import (
     CircuitOpenError,
     RateLimitedError,
     RunNotFoundError,
+    StillhouseError,
     StorageError,
     TrainerUnreachableError,
     TrainingError,
@@ -43,7 +44,7 @@ from deployments.settings import (
 )
 from deployments.telemetry import Telemetry, component_of
 from deployments.telemetry.endpoints import Endpoints
-from deployments.telemetry.logs import Forward, JsonLines, Redaction, forward_logs
+from deployments.telemetry.logs import FaultsAlone, Forward, JsonLines, Redaction, forward_logs
 from deployments.telemetry.metrics import METRICS, Metrics
 from deployments.telemetry.sentry import LEVELS, is_fault
 from deployments.tracing import SpanParent, TraceStart
@@ -315,7 +316,8 @@ def test_component_is_the_part_that_failed(error, component):
 def written():
     """A logger and its lines, as a replica writes them."""
     target, stream = logging.getLogger("tests.target"), io.StringIO()
-    target.handlers, target.filters, target.propagate = [logging.StreamHandler(stream)], [Redaction()], False
+    target.handlers, target.filters, target.propagate = [logging.StreamHandler(stream)], [], False
+    forward_logs((), target)
     target.handlers[0].setFormatter(JsonLines())
     target.setLevel(logging.INFO)
     source = logging.Logger("source")
@@ -357,6 +359,21 @@ def test_traceback_is_redacted_and_keeps_the_places_of_the_code(written):
     assert "OSError" in line["exc_text"]
 
 
+@pytest.mark.parametrize(
+    ("error", "level"), [(RunNotFoundError("gone"), "INFO"), (StorageError("x"), "ERROR")]
+)
+def test_serve_writes_tracebacks_of_faults_alone(written, error, level):
+    _, target, lines = written
+    try:
+        raise error
+    except StillhouseError:
+        target.exception("Request failed.")
+    [line] = lines()
+    assert line["levelname"] == level
+    assert ("exc_text" in line) == (level == "ERROR")
+    assert (error.code in line["message"]) == (level == "INFO")
+
+
 def test_access_log_of_serve_passes_as_it_is(written):
     _, target, lines = written
     target.info("GET /api/v1/runs/{run_id} 404 9.1ms", extra={"serve_access_log": True, "request_id": "mine"})
@@ -387,7 +404,7 @@ def test_taking_over_a_logger_twice_writes_lines_once(written):
         forward_logs((name,), target)
     logging.getLogger(f"{name}.below").warning("once")
     assert len(lines()) == 1
-    assert len(target.filters) == 1
+    assert [type(kept) for kept in target.filters] == [FaultsAlone, Redaction]
 
 
 def failures(caplog):
