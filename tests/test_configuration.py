@@ -120,6 +120,11 @@ def test_alerts_ask_for_metrics_and_labels_that_exist_and_for_rates_of_counters(
         assert re.search(rf"by \([^)]*\b{label}\b", rule["expr"])
 
 
+def test_scraping_keeps_our_label_endpoint() -> None:
+    monitor = yaml.safe_load((ROOT / "k8s/podmonitor.yaml").read_text())["spec"]
+    assert [endpoint["honorLabels"] for endpoint in monitor["podMetricsEndpoints"]] == [True]
+
+
 def test_alerts_of_seed_001_are_there() -> None:
     names = {rule["alert"] for rule in ALERTS}
     assert {"HighCriticalErrorRate", "HighTrainingFailureRate", "APIErrorSpike", "StorageErrors"} <= names
