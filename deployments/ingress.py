@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -45,15 +44,14 @@ from core.storage import Storage
 from core.table import format_of
 from core.teachers import check_teacher_model
 from deployments.dialects import Asked, handler_answer, render
+from deployments.instruments import telemetry
 from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
 from deployments.service import JobKind, Report
 from deployments.settings import Settings
-from deployments.telemetry import Telemetry
+from deployments.tracing import SpanParent
 from deployments.web import build_web_app
-
-log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 60.0
 PROBE_TIMEOUT_S: Final = 5.0
@@ -77,7 +75,7 @@ class Ingress:
         self._trainer, self._predictor = trainer, predictor
         self._registry = RegistryClient(settings)
         self._runtime = _RuntimeProbe(trainer)
-        self.observer = Telemetry(settings.telemetry)
+        self.observer = telemetry(settings.telemetry, "ingress")
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
         self._predicting = Caller("predictor", POLICIES[Integration.GENERIC], observer=self.observer)
         capacity = settings.trainer.queue_capacity // settings.ingress.replicas
@@ -96,10 +94,17 @@ class Ingress:
         return {c.service: c.breaker for c in (self._training, self._predicting) if c.breaker is not None}
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_web_app(self, behind_serve=True)
+        app = build_web_app(self, behind_serve=True)
+        app.add_middleware(SpanParent)
+        app.openapi()  # made now, not by the first request
+        return app
 
     async def check_health(self) -> None:
-        """Async, so that it answers whatever the threads do."""
+        """Async, so that it answers whatever the threads do; Serve asks every 10 s."""
+        self.observer.state(self._admission, self.breakers)
+        self._sweeping = asyncio.create_task(
+            _probed(self._registry.status())
+        )  # runs expire without traffic too
 
     # ── Python handles ──────────────────────────────────────────────────────────────────────────────────
 
@@ -116,17 +121,20 @@ class Ingress:
         try:
             answer = await self.run_predict(PredictCall(packed(_as_json(payload))))
         except StillhouseError as error:
+            self.observer.failed_call(error, "predict", Origin())
             rendered = render(error, Asked("/api/v1/predict"))
             return rendered.status, rendered.body
         return 200, pydantic_core.from_json(bytes(answer.body))
 
     async def _handled(self, kind: JobKind, payload: object) -> tuple[int, Mapping[str, object]]:
+        origin = Origin()
         try:
-            async with contextlib.aclosing(self.run_job(kind, payload, Origin())) as reports:
+            async with contextlib.aclosing(self.run_job(kind, payload, origin)) as reports:
                 async for report in reports:
                     if report["event"] == "result":
                         return 200, report["body"]  # type: ignore[return-value]
         except StillhouseError as error:
+            self.observer.failed_call(error, kind, origin)
             return handler_answer(error)
         raise AssertionError("a job ends with its result or an error")
 
@@ -190,6 +198,9 @@ class Ingress:
             late = TrainingTimeoutError(limit_s=trainer.job_timeout_s)
             while (report := await _within(limit_s, _next_report(streams[-1]), late)) is not None:
                 yield report
+        except StillhouseError as error:
+            self.observer.training_failed(error)
+            raise
         finally:
             _cancel(streams)
 
@@ -286,7 +297,7 @@ async def _next_report(stream: Any) -> Report | None:  # noqa: ANN401
     try:
         report: Report | None = await anext(stream, None)
     except (RayError, RayServeException) as error:
-        raise _job_error(error) from None
+        raise _job_error(error) from error  # for the log: it has the replica's traceback
     return report
 
 
@@ -379,7 +390,7 @@ async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  
     except (RayError, RayServeException) as error:
         raise _own_error(error) or ServiceUnavailableError(
             "Part of the service failed while it worked on this request: try again in a few seconds."
-        ) from None
+        ) from error
 
 
 def _own_error(error: Exception) -> StillhouseError | None:
@@ -395,7 +406,6 @@ def _job_error(error: Exception) -> StillhouseError:
     if own := _own_error(error):
         return own
     if isinstance(error, RayTaskError):
-        log.error("a trainer failed: %s", error)
         return TrainingError(f"Training failed: {without_paths(str(error.cause))}")
     return TrainerUnreachableError(
         "The trainer of this request was lost before it answered: send the request again."

@@ -29,6 +29,8 @@ from core.prediction import Prediction
 from core.prediction import Predictor as Model
 from core.saved_models import ModelStore
 from core.storage import Storage
+from deployments.instruments import telemetry
+from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
 from deployments.settings import Limits, Settings
@@ -77,6 +79,7 @@ class Predictor:
         self._settings, self._limits, self._clock = settings.predictor, settings.limits, clock
         self._models = ModelStore(Storage(settings.expanded_storage_url(), settings.storage_options))
         self._registry = RegistryClient(settings)
+        self.observer = telemetry(settings.telemetry, "predictor")
         self._cache: OrderedDict[ModelReference, _Ready] = OrderedDict()
         self._loading: dict[ModelReference, asyncio.Lock] = {}
         self._waiting: list[_Waiting] = []
@@ -95,6 +98,7 @@ class Predictor:
         Raises:
             StillhouseError: as the contract's section 7 has it.
         """
+        started = self._clock()
         if call.media_type == JSON:
             body = parse_predict_body(bytes(call.body), call.run_id, call.model_id)
             model = await self._model(reference(body.run_id, body.model_id))
@@ -110,7 +114,9 @@ class Predictor:
         encoded = await self._run(large, lambda: model.encode(columns))
         prediction = await self._compute(model, encoded.features)
         warnings = _warnings(encoded.unseen_counts, encoded.null_counts)
-        return await self._run(large, lambda: _written(prediction, warnings, accept))
+        answer = await self._run(large, lambda: _written(prediction, warnings, accept))
+        self.observer.predicted(len(encoded.features), self._clock() - started)
+        return answer
 
     async def export(self, model_id: str, format: ExportFormat) -> np.ndarray:  # noqa: A002
         """A saved model in another format, as uint8 array; raises ModelNotFoundError."""
@@ -119,11 +125,12 @@ class Predictor:
         return np.frombuffer(data, np.uint8)
 
     async def _model(self, wanted: ModelReference) -> Model:
-        ready = self._cache.get(wanted)
+        ready = had = self._cache.get(wanted)
         if ready is None or self._clock() - ready.checked_at > RECHECK_S:
             async with self._loading.setdefault(wanted, asyncio.Lock()):
                 ready = await self._refreshed(wanted)
         self._cache.move_to_end(wanted)
+        self.observer.looked_up(hit=ready is had)
         return ready.model
 
     async def _refreshed(self, wanted: ModelReference) -> _Ready:
@@ -188,6 +195,8 @@ class Predictor:
                 compute = partial(batch[0].model.predict, features)
                 prediction = await self._run(len(features) > INLINE_ROWS, compute)
             except Exception as error:  # noqa: BLE001  # it belongs to those who wait for it
+                if not isinstance(error, StillhouseError):
+                    self.observer.unexpected(error, Origin())
                 for waiting in batch:
                     _settle(waiting.done, error)
                 continue

@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.origin import Origin
 from deployments.refusals import OwnWords
+from deployments.settings import traced_share
+from deployments.tracing import TraceStart
 
 ENVIRONMENT: Final[Mapping[str, str]] = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy:middlewares",
@@ -141,4 +143,4 @@ class OneRequestId:
 def middlewares() -> list[Middleware]:
     """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``; Serve wraps itself in them, the last outermost."""
     inner_to_outer = (PacedUploads, WithoutControlHeaders, OwnWords, OneRequestId)
-    return [Middleware(middleware) for middleware in inner_to_outer]
+    return [*(Middleware(guard) for guard in inner_to_outer), Middleware(TraceStart, share=traced_share())]

@@ -19,7 +19,9 @@ from core.registry_index import RegistryIndex, RunEntry
 from core.resilience import Caller, RetryPolicy
 from core.saved_models import exists_error, model_path
 from core.storage import Storage
-from deployments.settings import Settings
+from deployments.instruments import telemetry
+from deployments.origin import Origin
+from deployments.settings import Settings, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
@@ -88,23 +90,26 @@ class BundleRegistry:
             clock=clock,
         )
         self._keys = IdempotencyKeys(self._storage, clock)
+        self.observer = telemetry(TelemetrySettings(), "registry")
         self._objects: dict[str, object] = {}
         self._persisted_expiry: dict[str, float] = {}
         self._restore()
 
-    async def store(self, entry: RunEntry, file: np.ndarray) -> RunEntry:
+    async def store(self, entry: RunEntry, file: np.ndarray, origin: Origin | None = None) -> RunEntry:
         """Keeps a run from now on; room is made by letting others go.
 
         Args:
             file: The bundle file, uint8.
         """
-        await self._drop(self._index.expire())
+        await self._expire()
         await asyncio.to_thread(self._storage.write, bundle_path(entry.run_id), file.tobytes())
         evicted = self._index.add(entry)
         self._objects[entry.run_id] = self._put(file)
         stored = self._index.peek(entry.run_id) or entry
         await self._persist(stored)
-        await self._drop(evicted)
+        await self._drop(evicted, "room")
+        fields = {"run_id": entry.run_id, **(origin.log_fields() if origin else {})}
+        log.info("run %s is kept, %d let go for it", entry.run_id, len(evicted), extra=fields)
         return stored
 
     async def use(self, run_id: str) -> tuple[RunEntry, list[object]] | None:
@@ -169,7 +174,7 @@ class BundleRegistry:
         return path
 
     async def status(self) -> RegistryStatus:
-        await self._drop(self._index.expire())
+        await self._expire()
         return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
 
     async def claim_key(self, name: str) -> StoredAnswer | None:
@@ -221,7 +226,14 @@ class BundleRegistry:
         if self._index.peek(entry.run_id) is None:  # deleted while it was written
             await asyncio.to_thread(self._storage.delete, entry_path(entry.run_id))
 
-    async def _drop(self, run_ids: list[str]) -> None:
+    async def _expire(self) -> None:
+        await self._drop(self._index.expire(), "expired")
+
+    async def _drop(self, run_ids: list[str], reason: Literal["expired", "room"] | None = None) -> None:
+        """Lets files go; ``reason`` is None where a client asked for it."""
+        if reason is not None:
+            self.observer.evicted(len(run_ids), reason)
+        self.observer.kept(len(self._index), self._index.total_bytes)
         for run_id in run_ids:
             self._objects.pop(run_id, None)
             self._persisted_expiry.pop(run_id, None)
@@ -260,9 +272,9 @@ class RegistryClient:
         self._actor: ActorHandle[BundleRegistry] | None = None
         self._caller = Caller("registry", RESTARTING)
 
-    async def store(self, entry: RunEntry, file: bytes) -> RunEntry:
+    async def store(self, entry: RunEntry, file: bytes, origin: Origin | None = None) -> RunEntry:
         reference = ray.put(np.frombuffer(file, np.uint8))
-        return await self._call(lambda actor: actor.store.remote(entry, reference))
+        return await self._call(lambda actor: actor.store.remote(entry, reference, origin))
 
     async def use(self, run_id: str) -> tuple[RunEntry, memoryview]:
         """The entry and the bundle file, read from shared memory; the time to live starts anew.

@@ -18,6 +18,9 @@ from pydantic import (
 )
 
 TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
+SENTRY_VARIABLE = "SENTRY_DSN"
+SPANS_VARIABLE = "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"
+SPANS_SHARE_VARIABLE = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 
 
 class Section(BaseModel):
@@ -119,7 +122,22 @@ class EdgeSettings(Section):
 
 
 class TelemetrySettings(Section):
-    """What is told to operators beside logs and metrics."""
+    """What is told to operators beside logs and metrics.
+
+    Attributes:
+        sentry_dsn: Where faults are reported; needs the extra ``sentry``. ``SENTRY_DSN`` else.
+        environment, release: As Sentry shows them.
+        sentry_sample_rate, sentry_traces_sample_rate: Shares of faults and of requests that are sent.
+    """
+
+    sentry_dsn: str | None = Field(None, repr=False)
+    environment: str = "local"
+    release: str = "stillhouse"
+    sentry_sample_rate: float = Field(1, ge=0, le=1)
+    sentry_traces_sample_rate: float = Field(0.1, ge=0, le=1)
+
+    def dsn(self) -> str | None:
+        return self.sentry_dsn or os.environ.get(SENTRY_VARIABLE) or None
 
 
 class Limits(Section):
@@ -191,3 +209,8 @@ class Settings(Section):
 def environment_tokens() -> list[str]:
     """Tokens given in ``STILLHOUSE_TOKENS``, each perhaps with a scope behind it."""
     return [part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(",") if part.strip()]
+
+
+def traced_share() -> float:
+    """The share of requests whose spans Serve exports, from 0 to 1."""
+    return float(os.environ.get(SPANS_SHARE_VARIABLE, "0.01")) if os.environ.get(SPANS_VARIABLE) else 0.0

@@ -34,8 +34,10 @@ from core.saved_models import ModelStore
 from core.storage import Storage
 from core.table import Opener
 from core.teachers import read_teacher_path
+from deployments.instruments import telemetry
 from deployments.origin import Origin
 from deployments.registry import RegistryClient
+from deployments.service import JobKind
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -58,12 +60,14 @@ class Trainer:
         self._storage = Storage(settings.expanded_storage_url(), settings.storage_options)
         self._models = ModelStore(self._storage)
         self._registry = RegistryClient(settings)
+        self.observer = telemetry(settings.telemetry, "trainer")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="training", initializer=_give_way)
         self._device = asyncio.Lock()
         self._executor.submit(_runtime_error)  # the first request need not wait for the import
 
     async def check_health(self) -> None:
-        """Async, so that it answers while the training thread is busy."""
+        """Async, so that it answers while the training thread is busy; Serve asks every 10 s."""
+        self.observer.state_of_trainings()
 
     async def runtime_error(self) -> str | None:
         """Why PyTorch cannot be imported here; None when it can."""
@@ -90,18 +94,22 @@ class Trainer:
             def emit(report: Report) -> None:
                 loop.call_soon_threadsafe(reports.put_nowait, report)
 
-            log.info("run %s starts", run_id, extra=origin.log_fields())
-            job = _Job(run_id, request, emit, time.monotonic() + self._settings.trainer.job_timeout_s, loop)
+            deadline = time.monotonic() + self._settings.trainer.job_timeout_s
+            job = _Job(run_id, request, origin, emit, deadline, loop)
+            log.info("run %s starts", run_id, extra=job.log_fields())
             yield {"event": "started", "run_id": run_id}
-            work = loop.run_in_executor(self._executor, self._work, job)
-            work.add_done_callback(lambda _: reports.put_nowait(None))
-            try:
-                while (report := await reports.get()) is not None:
-                    yield report
-                yield {"event": "result", "body": await work}
-            finally:
-                job.stopped.set()
-                await _until_done(work)
+            with self.observer.training(job.kind):
+                work = loop.run_in_executor(self._executor, self._work, job)
+                work.add_done_callback(lambda _: reports.put_nowait(None))
+                try:
+                    while (report := await reports.get()) is not None:
+                        yield report
+                    body = await work
+                finally:
+                    job.stopped.set()
+                    await _until_done(work)
+            log.info("run %s is kept", run_id, extra=job.log_fields())
+            yield {"event": "result", "body": body}
 
     def _work(self, job: "_Job") -> Report:
         try:
@@ -120,8 +128,8 @@ class Trainer:
             ) from None
         except StillhouseError:
             raise
-        except Exception as error:  # seed 000: every exception of a training is a 400 with its message
-            log.exception("training %s failed", job.run_id)
+        except Exception as error:  # noqa: BLE001  # seed 000: any failure is a 400 with its message
+            self.observer.unexpected(error, job.origin)
             raise TrainingError(without_paths(str(error)) or type(error).__name__) from None
         finally:
             _release_memory()
@@ -135,7 +143,9 @@ class Trainer:
             file, reference = self._teacher_file(job.request.teacher, job)
             teacher = distillation.Teacher(Bundle.from_bytes(file), len(file), reference)
             work = distillation.distill(job.request, opener, teacher, job.should_stop)
-        return job.follow(work)
+        outcome = job.follow(work)
+        self.observer.trained(job.kind, sum(outcome.rows.values()), outcome.epochs_run)
+        return outcome
 
     def _opener(self, data: DataSource) -> Opener:
         if data.kind == "dataset":
@@ -155,7 +165,7 @@ class Trainer:
         """Stores and saves; on any failure, or when the client left meanwhile, nothing is kept."""
         if job.should_stop():
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
-        entry = job.wait_for(self._registry.store(_entry_of(job, outcome), outcome.file))
+        entry = job.wait_for(self._registry.store(_entry_of(job, outcome), outcome.file, job.origin))
         saving = job.request.saving
         try:
             if job.stopped.is_set():
@@ -176,13 +186,18 @@ class _Job:
         self,
         run_id: str,
         request: TrainRequest | DistillRequest,
+        origin: Origin,
         emit: Callable[[Report], None],
         deadline: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self.run_id, self.request = run_id, request
+        self.run_id, self.request, self.origin = run_id, request, origin
+        self.kind: JobKind = "train" if isinstance(request, TrainRequest) else "distill"
         self.stopped = threading.Event()
         self._emit, self._deadline, self._loop = emit, deadline, loop
+
+    def log_fields(self) -> dict[str, str]:
+        return {"run_id": self.run_id, **self.origin.log_fields()}
 
     def should_stop(self) -> bool:
         return self.stopped.is_set() or time.monotonic() > self._deadline
@@ -240,7 +255,7 @@ def _entry_of(job: _Job, outcome: "Outcome") -> RunEntry:
     now = time.time()
     return RunEntry(
         run_id=job.run_id,
-        kind="train" if isinstance(job.request, TrainRequest) else "distill",
+        kind=job.kind,
         task=bundle.task,
         training_mode=bundle.training_mode,
         metric_name=str(metrics["test_metric_name"]),

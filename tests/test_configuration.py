@@ -1,5 +1,6 @@
 """The shipped configuration files are valid, strict and alike."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.app import gpus_per_trainer
 from deployments.proxy import ENVIRONMENT
 from deployments.settings import Settings
+from deployments.telemetry.metrics import METRICS
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,3 +104,34 @@ def test_versions_that_the_files_name_agree() -> None:
 def test_every_way_to_start_ray_sets_what_its_proxy_needs(file: str) -> None:
     text = (ROOT / file).read_text().replace(" := ", "=")
     assert [f"{name}={value}" for name, value in ENVIRONMENT.items() if f"{name}={value}" not in text] == []
+
+
+ALERTS = [
+    rule
+    for group in yaml.safe_load((ROOT / "k8s/alerts.yaml").read_text())["spec"]["groups"]
+    for rule in group["rules"]
+]
+SERIES = re.compile(r"ray_(\w+?)(?:_bucket)?(?:{([^}]*)})?(?=[\[)\s])")
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
+def test_alerts_ask_for_metrics_and_labels_that_exist_and_for_rates_of_counters(rule: dict[str, Any]) -> None:
+    found = SERIES.findall(rule["expr"])
+    assert found
+    for name, selectors in found:
+        metric = METRICS[name]
+        assert {*re.findall(r"(\w+)[=!]", selectors)} <= {*metric.labels, "le"}
+        if metric.kind != "gauge":
+            assert re.search(rf"(rate|increase)\(ray_{name}\w*(?:{{[^}}]*}})?\[\d+m\]\)", rule["expr"])
+    for label in re.findall(r"\$labels\.(\w+)", str(rule["annotations"])):
+        assert re.search(rf"by \([^)]*\b{label}\b", rule["expr"])
+
+
+def test_scraping_keeps_our_label_endpoint() -> None:
+    monitor = yaml.safe_load((ROOT / "k8s/podmonitor.yaml").read_text())["spec"]
+    assert [endpoint["honorLabels"] for endpoint in monitor["podMetricsEndpoints"]] == [True]
+
+
+def test_alerts_of_seed_001_are_there() -> None:
+    names = {rule["alert"] for rule in ALERTS}
+    assert {"HighCriticalErrorRate", "HighTrainingFailureRate", "APIErrorSpike", "StorageErrors"} <= names

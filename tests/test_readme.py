@@ -6,6 +6,7 @@ from pathlib import Path
 
 from core.catalogue import CATALOGUE
 from core.errors import class_of
+from deployments.telemetry.metrics import METRICS
 from stillhouse.command_line.main import EXIT_CODES_HELP
 from stillhouse.command_line.output import EXIT_CODES
 
@@ -28,3 +29,12 @@ def test_table_of_exit_codes_is_that_of_the_command() -> None:
     assert {(str(code), str(error_type)) for error_type, code in EXIT_CODES.items()} <= {
         (code, meaning.partition(":")[0]) for code, meaning in told
     }
+
+
+def test_table_of_metrics_is_that_of_the_code() -> None:
+    rows = [line for line in README.splitlines() if line.startswith("| `ray_")]
+    assert rows == [
+        f"| `ray_{m.name}` | {m.kind} | "
+        f"{', '.join(f'`{label}`' for label in m.labels) or '–'} | {m.description} |"
+        for m in METRICS.values()
+    ]

@@ -44,5 +44,5 @@ def edge(
         Middleware(Authentication, tokens=Tokens.configured(settings), rates=rates, proxies=proxies),
         Middleware(RateLimits, rates=rates),
         Middleware(Bodies, limits=settings.limits, pace=settings.edge, clock=clock),
-        Middleware(Idempotency, ledger=ledger),
+        Middleware(Idempotency, ledger=ledger, replayed=observe.replayed),
     ]

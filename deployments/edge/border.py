@@ -1,7 +1,6 @@
 """The outermost guard: ids, the headers that get in, and every failure in the dialect of its route."""
 
 import json
-import logging
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -15,8 +14,6 @@ from deployments.origin import Origin
 from deployments.proxy import CONTROL_HEADERS
 from deployments.settings import Limits
 
-log = logging.getLogger(__name__)
-
 SINGLE_HEADERS: Final = ("authorization", "content-length", "content-type", "idempotency-key")
 
 
@@ -26,6 +23,8 @@ class Observer(Protocol):
     def answered(self, scope: Scope, status: int, seconds: float) -> None: ...
 
     def failed(self, error: StillhouseError, scope: Scope, origin: Origin) -> None: ...
+
+    def replayed(self) -> None: ...
 
 
 class Border:
@@ -65,8 +64,7 @@ class Border:
         except ClientDisconnect:
             left = MalformedBodyError("The request must be read to its end, but the connection broke off.")
             await self._fail(left, scope, origin, answer)
-        except Exception as error:  # whatever it is, the client gets an answer in its dialect
-            log.exception("request %s failed", origin.request_id, extra=origin.log_fields())
+        except Exception as error:  # noqa: BLE001  # whatever it is gets an answer, and a line in the log
             unexpected = UnexpectedError(
                 f"An unexpected error occurred (request {origin.request_id}).", original=error
             )

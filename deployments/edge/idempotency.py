@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
 from starlette.datastructures import Headers
@@ -41,8 +41,10 @@ class Idempotency:
     Successful answers alone are kept: after a failure the same key may be sent again.
     """
 
-    def __init__(self, app: ASGIApp, *, ledger: KeyLedger) -> None:
-        self._app, self._ledger = app, ledger
+    def __init__(
+        self, app: ASGIApp, *, ledger: KeyLedger, replayed: Callable[[], None] = lambda: None
+    ) -> None:
+        self._app, self._ledger, self._replayed = app, ledger, replayed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = Headers(scope=scope).get("idempotency-key") if scope["type"] == "http" else None
@@ -58,6 +60,7 @@ class Idempotency:
         body = _Hashed(receive)
         if answer is not None:
             await _replay(answer, await body.to_the_end(), send)
+            self._replayed()
             return
         origin = dataclasses.replace(origin_of(scope), idempotency=name)
         kept = _Kept(send)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -84,6 +84,9 @@ _ANSWERS: Final[Responses] = {
 }
 
 
+Failed = Callable[[StillhouseError], None]
+
+
 def job_routes(service: Service, example_dataset: str) -> APIRouter:
     """``POST /train`` and ``/distill``.
 
@@ -94,10 +97,15 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
     router = APIRouter(tags=["train and distil"])
 
     async def answer(kind: JobKind, request: Request) -> Response:
-        reports = service.run_job(kind, await read_object(request), origin_of(request.scope))
+        origin = origin_of(request.scope)
+
+        def failed(error: StillhouseError) -> None:
+            service.observer.failed(error, request.scope, origin)
+
+        reports = service.run_job(kind, await read_object(request), origin)
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
-            return _EventStream(first, reports, asked_by(request))
+            return _EventStream(first, reports, asked_by(request), failed)
         last = first
         async with contextlib.aclosing(reports):
             async for report in reports:
@@ -136,8 +144,8 @@ async def read_object(request: Request) -> dict[str, object]:
 class _EventStream(StreamingResponse):
     """Leaves the job when it ends in any way, before its first event or between two."""
 
-    def __init__(self, first: Report, rest: AsyncGenerator[Report], asked: Asked) -> None:
-        super().__init__(_events(first, rest, asked), media_type=EVENT_STREAM)
+    def __init__(self, first: Report, rest: AsyncGenerator[Report], asked: Asked, failed: Failed) -> None:
+        super().__init__(_events(first, rest, asked, failed), media_type=EVENT_STREAM)
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,13 +153,16 @@ class _EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _events(first: Report, rest: AsyncGenerator[Report], asked: Asked) -> AsyncGenerator[str]:
+async def _events(
+    first: Report, rest: AsyncGenerator[Report], asked: Asked, failed: Failed
+) -> AsyncGenerator[str]:
     try:
         async with contextlib.aclosing(rest):
             yield _event(first)
             async for report in rest:
                 yield _event(report)
     except StillhouseError as error:
+        failed(error)
         status, body = handler_answer(error)
         described = problem(error, status, asked)
         yield _event({"event": "error", "status_code": status, "body": body, "problem": described})

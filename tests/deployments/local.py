@@ -108,8 +108,8 @@ class LocalRegistry(RegistryClient):
         registry = BundleRegistry(RegistryConfiguration.of(settings), clock=clock, put=LocalObject)
         self._local = LocalHandle(registry)
 
-    async def store(self, entry: RunEntry, file: bytes) -> RunEntry:
-        return await self._local.store.remote(entry, np.frombuffer(file, np.uint8))
+    async def store(self, entry: RunEntry, file: bytes, origin=None) -> RunEntry:
+        return await self._local.store.remote(entry, np.frombuffer(file, np.uint8), origin)
 
     async def _call(self, call):
         try:
@@ -132,6 +132,9 @@ class Witness:
         self.errors.append(error)
 
     def attempted(self, service, outcome) -> None:
+        pass
+
+    def replayed(self) -> None:
         pass
 
 

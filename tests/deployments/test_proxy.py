@@ -19,6 +19,7 @@ from deployments.proxy import (
     middlewares,
 )
 from deployments.refusals import OwnWords
+from deployments.tracing import TraceStart
 from deployments.web import build_web_app
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +135,7 @@ async def test_serve_finds_the_middleware() -> None:
         WithoutControlHeaders,
         OwnWords,
         OneRequestId,
+        TraceStart,
     ]
 
 
