@@ -109,7 +109,8 @@ class EdgeSettings(Section):
 
     Attributes:
         rates_storage: ``memory://`` counts in each ingress for itself; ``redis://…`` counts for all.
-        trusted_proxies: Networks whose ``X-Forwarded-For`` is believed.
+        trusted_proxies: Networks whose ``X-Forwarded-For`` is believed. Uvicorn believes this machine's too
+            unless the variable FORWARDED_ALLOW_IPS is set and empty, as ``make up`` and the image have it.
         body_idle_s: Longest pause within a body, and the time that its rate is not looked at.
         body_bytes_per_s: Lowest mean rate of a body.
     """

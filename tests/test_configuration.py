@@ -102,7 +102,7 @@ def test_versions_that_the_files_name_agree() -> None:
 
 @pytest.mark.parametrize("file", ["Makefile", "k8s/Dockerfile"])
 def test_every_way_to_start_ray_sets_what_its_proxy_needs(file: str) -> None:
-    text = (ROOT / file).read_text().replace(" := ", "=")
+    text = (ROOT / file).read_text().replace(" :=", "=").replace("= ", "=")
     assert [f"{name}={value}" for name, value in ENVIRONMENT.items() if f"{name}={value}" not in text] == []
 
 
