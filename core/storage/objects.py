@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-ATTEMPTS = 5  # at what only a race with another writer can make fail
+ATTEMPTS = 20  # at what only a race with another writer can make fail
 
 Guard = Callable[[], AbstractContextManager[None]]  # translates the failures of one step
 

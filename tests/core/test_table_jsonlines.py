@@ -159,3 +159,18 @@ def test_limits_name_both_numbers(function):
 def test_a_preview_is_the_first_rows():
     data = '{"a":1}\n' * MANY + "broken"
     assert preview_table(opener(data), "jsonl", 3).to_pydict() == {"a": [1, 1, 1]}
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ("null\n", 1),
+        ('null{"a":1}\n', 1),
+        (' \n\t null\n{"a":1}\n', 2),
+        ('{"a":1}\nnull\n{"a":2}\n', 2),
+        ('{"a":1}\n' * MANY + "null\n", MANY + 1),
+    ],
+)
+def test_null_is_no_line(data, line):
+    """Arrow makes a row of nulls of it; in front of a chunk it ended the process that read the upload."""
+    assert failure(data).details["line"] == line
