@@ -23,7 +23,7 @@ ENVIRONMENT: Final[Mapping[str, str]] = {
     # What a replica has read stays in the object store, mapped into the replica, until so many objects can
     # be freed together: with Ray's 100, an upload has 45 MB of such pages.
     "RAY_free_objects_batch_size": "8",
-    # uvicorn in Serve's proxy would believe any X-Forwarded-For from this machine; edge.trusted_proxies decides
+    # Else uvicorn believes any X-Forwarded-For that comes from this machine: edge.trusted_proxies decides.
     "FORWARDED_ALLOW_IPS": "",
 }
 """What processes of Ray have to find in their environment where they start."""

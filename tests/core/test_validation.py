@@ -473,7 +473,8 @@ NOT_NUMBERS = [
 @pytest.mark.parametrize(("kind", "name", "row"), NUMBERS)
 @pytest.mark.parametrize("given", NOT_NUMBERS, ids=lambda given: f"{given!r:.12}")
 def test_what_is_no_finite_number_does_not_parse(kind, name, row, given):
-    with pytest.raises((RequestError, HiddenConfigError), match=f"^{name} must be an? (integer|number), got ") as raised:
+    message = f"^{name} must be an? (integer|number), got "
+    with pytest.raises((RequestError, HiddenConfigError), match=message) as raised:
         number_given(kind, name, given)
     assert raised.value.details["field"] == name
 
