@@ -35,6 +35,12 @@ class StoredAnswer:
     answered_at: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    holder: str
+    until: float
+
+
 class IdempotencyKeys:
     """Claims in memory, answers in storage, in a folder for each day, for ``LIFETIME_S``.
 
@@ -47,57 +53,69 @@ class IdempotencyKeys:
 
     def __init__(self, storage: Storage, clock: Callable[[], float]) -> None:
         self._storage, self._clock = storage, clock
-        self._claims: dict[str, float] = {}
+        self._claims: dict[str, _Claim] = {}
         self._swept_on = ""
         self._lock = threading.Lock()
 
-    def claim(self, name: str) -> StoredAnswer | None:
+    def claim(self, name: str, holder: str = "") -> StoredAnswer | None:
         """The answer that was given already, or None: the caller may do the work, and must release the name.
+
+        Args:
+            holder: Who claims, one name for each request. It may claim again, should it not have heard the
+                answer; nobody else can release or renew what it holds. Empty is nobody in particular.
 
         Raises:
             IdempotencyInProgressError: while another holds it.
         """
         now = self._clock()
         with self._lock:
-            if self._claims.get(name, 0) > now:
+            held = self._claims.get(name)
+            if held is not None and held.until > now and not (holder and held.holder == holder):
                 raise IdempotencyInProgressError(
                     "The first request with this Idempotency-Key is still at work: try again shortly."
                 )
-            self._claims[name] = now + LEASE_S
+            self._claims[name] = _Claim(holder, now + LEASE_S)
         try:
             answer = self._find(name, now)
         except BaseException:
-            self.release(name)
+            self.release(name, holder)
             raise
         if answer is not None:
-            self.release(name)
+            self.release(name, holder)
         return answer
 
-    def renew(self, name: str) -> None:
+    def renew(self, name: str, holder: str = "") -> None:
+        """Also restores a claim that was lost with its process."""
         with self._lock:
-            self._claims[name] = self._clock() + LEASE_S
+            if self._is_free_for(name, holder):
+                self._claims[name] = _Claim(holder, self._clock() + LEASE_S)
 
-    def complete(self, name: str, answer: StoredAnswer) -> None:
+    def complete(self, name: str, answer: StoredAnswer, holder: str = "") -> None:
         """Keeps the answer, then releases the name; the first of a day sweeps."""
         try:
             answer = replace(answer, answered_at=self._clock())
             self._storage.write(_path(name, answer.answered_at), json.dumps(asdict(answer)).encode())
         finally:
-            self.release(name)
+            self.release(name, holder)
         if self._swept_on != _day(answer.answered_at):
             self.sweep()
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, holder: str = "") -> None:
         """Without an answer the key is as good as new: a refused request does not use it up."""
         with self._lock:
-            self._claims.pop(name, None)
+            if self._is_free_for(name, holder):
+                self._claims.pop(name, None)
+
+    def _is_free_for(self, name: str, holder: str) -> bool:
+        held = self._claims.get(name)
+        return held is None or not holder or held.holder == holder
 
     def sweep(self) -> None:
         """Forgets what is older than ``LIFETIME_S``, by the day, and claims that lapsed."""
         now = self._clock()
         self._swept_on = _day(now)
         with self._lock:
-            self._claims = {name: until for name, until in self._claims.items() if until > now}
+            self._claims = {name: claim for name, claim in self._claims.items() if claim.until > now}
         kept = {_day(now), _day(now - LIFETIME_S)}
         days = {name.split("/")[1] for name in self._storage.names(FOLDER)}
         for day in days - kept:

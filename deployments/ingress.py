@@ -102,9 +102,6 @@ class Ingress:
     async def check_health(self) -> None:
         """Async, so that it answers whatever the threads do; Serve asks every 10 s."""
         self.observer.state(self._admission, self.breakers)
-        self._sweeping = asyncio.create_task(
-            _probed(self._registry.status())
-        )  # runs expire without traffic too
 
     # ── Python handles ──────────────────────────────────────────────────────────────────────────────────
 

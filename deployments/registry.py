@@ -12,7 +12,13 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
-from core.errors import RunNotFoundError, ServiceUnavailableError, StillhouseError, StorageError
+from core.errors import (
+    RunNotFoundError,
+    ServiceUnavailableError,
+    StillhouseError,
+    StorageError,
+    UnexpectedError,
+)
 from core.idempotency import IdempotencyKeys, StoredAnswer
 from core.paging import Page
 from core.registry_index import RegistryIndex, RunEntry
@@ -25,7 +31,7 @@ from deployments.settings import Settings, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 FOLDER: Final = "runs"
 RESTARTING: Final = RetryPolicy(attempts=40, first_wait_s=0.2, max_wait_s=1, deadline_s=20)
 """An actor that was lost is started again in a second or two."""
@@ -93,6 +99,7 @@ class BundleRegistry:
         self.observer = telemetry(TelemetrySettings(), "registry")
         self._objects: dict[str, object] = {}
         self._persisted_expiry: dict[str, float] = {}
+        self._gone: set[str] = set()  # runs whose files are still to be deleted
         self._restore()
 
     async def store(self, entry: RunEntry, file: np.ndarray, origin: Origin | None = None) -> RunEntry:
@@ -102,6 +109,7 @@ class BundleRegistry:
             file: The bundle file, uint8.
         """
         await self._expire()
+        self._gone.discard(entry.run_id)
         await asyncio.to_thread(self._storage.write, bundle_path(entry.run_id), file.tobytes())
         evicted = self._index.add(entry)
         self._objects[entry.run_id] = self._put(file)
@@ -152,7 +160,9 @@ class BundleRegistry:
     async def remove(self, run_id: str) -> bool:
         removed = self._index.remove(run_id)
         if removed:
-            await self._drop([run_id])
+            self._forget([run_id])
+            await asyncio.to_thread(self._delete_files, run_id)
+            self._gone.discard(run_id)
         return removed
 
     async def save(self, run_id: str, model_id: str, overwrite: bool) -> str | None:
@@ -177,36 +187,33 @@ class BundleRegistry:
         await self._expire()
         return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
 
-    async def claim_key(self, name: str) -> StoredAnswer | None:
+    async def claim_key(self, name: str, holder: str) -> StoredAnswer | None:
         """See ``core.idempotency``; the actor has the keys because it is one for all ingresses."""
-        return await asyncio.to_thread(self._keys.claim, name)
+        return await asyncio.to_thread(self._keys.claim, name, holder)
 
-    async def renew_key(self, name: str) -> None:
-        self._keys.renew(name)
+    async def renew_key(self, name: str, holder: str) -> None:
+        self._keys.renew(name, holder)
 
-    async def complete_key(self, name: str, answer: StoredAnswer) -> None:
-        await asyncio.to_thread(self._keys.complete, name, answer)
+    async def complete_key(self, name: str, answer: StoredAnswer, holder: str) -> None:
+        await asyncio.to_thread(self._keys.complete, name, answer, holder)
 
-    async def release_key(self, name: str) -> None:
-        self._keys.release(name)
+    async def release_key(self, name: str, holder: str) -> None:
+        self._keys.release(name, holder)
 
     async def sweep(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Drops expired runs, at most ``SWEEP_EVERY_S`` late, for ever; nobody need ask."""
-        gone: list[str] = []
         while True:
             await sleep(SWEEP_EVERY_S)
-            gone += self._index.expire()
-            try:
-                await self._drop(gone)
-                gone.clear()
-            except Exception:
-                log.exception("expired runs could not be dropped; they will be with the next ones")
+            await self._expire()
 
     def _restore(self) -> None:
         entries, orphans = [], {*self._storage.names(FOLDER, ".safetensors")}
         for name in self._storage.names(FOLDER, ".json"):
+            text = self._storage.read(
+                name
+            )  # storage that fails ends the start, and the next call starts anew
             try:
-                entry = RunEntry.from_json(self._storage.read(name).decode())
+                entry = RunEntry.from_json(text.decode())
             except (StorageError, UnicodeDecodeError):
                 log.exception("%s is damaged and is passed over", name)
                 self._storage.delete(name)
@@ -229,15 +236,27 @@ class BundleRegistry:
     async def _expire(self) -> None:
         await self._drop(self._index.expire(), "expired")
 
-    async def _drop(self, run_ids: list[str], reason: Literal["expired", "room"] | None = None) -> None:
-        """Lets files go; ``reason`` is None where a client asked for it."""
-        if reason is not None:
-            self.observer.evicted(len(run_ids), reason)
+    async def _drop(self, run_ids: list[str], reason: Literal["expired", "room"]) -> None:
+        """Forgets runs and deletes their files, those of earlier ones too whose files could not be deleted.
+
+        Storage that fails now spoils no other call: the next sweep tries again.
+        """
+        self.observer.evicted(len(run_ids), reason)
+        self._forget(run_ids)
+        for run_id in list(self._gone):
+            try:
+                await asyncio.to_thread(self._delete_files, run_id)
+            except StorageError:
+                log.exception("files of runs that are gone could not be deleted; the next sweep tries again")
+                return
+            self._gone.discard(run_id)
+
+    def _forget(self, run_ids: list[str]) -> None:
         self.observer.kept(len(self._index), self._index.total_bytes)
         for run_id in run_ids:
             self._objects.pop(run_id, None)
             self._persisted_expiry.pop(run_id, None)
-            await asyncio.to_thread(self._delete_files, run_id)
+            self._gone.add(run_id)
 
     def _delete_files(self, run_id: str) -> None:
         self._storage.delete(entry_path(run_id))
@@ -264,7 +283,8 @@ class RegistryClient:
     """The registry as replicas see it: finds or starts the actor, and outlasts its restarts.
 
     Every method may raise ServiceUnavailableError when the actor does not come back in time (``RESTARTING``).
-    All are safe to repeat: storing a run twice stores it once.
+    Calls are repeated then: storing a run or claiming a key twice is doing it once, but a save or a removal
+    whose answer was lost is refused the second time.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -324,17 +344,17 @@ class RegistryClient:
     async def status(self) -> RegistryStatus:
         return await self._call(lambda actor: actor.status.remote())
 
-    async def claim_key(self, name: str) -> StoredAnswer | None:
-        return await self._call(lambda actor: actor.claim_key.remote(name))
+    async def claim_key(self, name: str, holder: str) -> StoredAnswer | None:
+        return await self._call(lambda actor: actor.claim_key.remote(name, holder))
 
-    async def renew_key(self, name: str) -> None:
-        await self._call(lambda actor: actor.renew_key.remote(name))
+    async def renew_key(self, name: str, holder: str) -> None:
+        await self._call(lambda actor: actor.renew_key.remote(name, holder))
 
-    async def complete_key(self, name: str, answer: StoredAnswer) -> None:
-        await self._call(lambda actor: actor.complete_key.remote(name, answer))
+    async def complete_key(self, name: str, answer: StoredAnswer, holder: str) -> None:
+        await self._call(lambda actor: actor.complete_key.remote(name, answer, holder))
 
-    async def release_key(self, name: str) -> None:
-        await self._call(lambda actor: actor.release_key.remote(name))
+    async def release_key(self, name: str, holder: str) -> None:
+        await self._call(lambda actor: actor.release_key.remote(name, holder))
 
     async def _call(self, call: Callable[["ActorHandle[BundleRegistry]"], Awaitable[Result]]) -> Result:
         async def attempt() -> Result | StillhouseError:
@@ -351,7 +371,8 @@ class RegistryClient:
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, StillhouseError):
                     return error.cause
-                raise
+                log.exception("the registry failed")
+                return UnexpectedError(original=error.cause)
 
         result = await self._caller.call(attempt)
         if isinstance(result, StillhouseError):
@@ -362,7 +383,12 @@ class RegistryClient:
         """The running actor, or a new one where none runs or an outdated one does; no run is lost."""
         wanted = RegistryConfiguration.of(self._settings)
         actor = self._get_or_create(wanted)
-        if (await actor.status.remote()).configuration != wanted:
+        running = (await actor.status.remote()).configuration
+        if running.protocol_version > wanted.protocol_version:
+            raise ray.exceptions.ActorUnavailableError(
+                "a newer registry runs: this replica is on its way out", None
+            )
+        if running != wanted:
             log.warning("replacing a registry of another configuration or version")
             ray.kill(actor, no_restart=True)
             raise ray.exceptions.ActorUnavailableError("the registry is being replaced", None)
@@ -385,7 +411,7 @@ class RegistryClient:
 
 def run_not_found(run_id: str) -> RunNotFoundError:
     return RunNotFoundError(
-        f"There is no run {run_id!r:.60}, or it has expired: train again.",
+        f"There is no run {run_id!r:.40}, or it has expired: train again.",
         run_id=run_id[:128],
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 import re
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Protocol
 
@@ -29,10 +30,10 @@ _KEPT_HEADERS: Final = ("content-type", "location")
 class KeyLedger(Protocol):
     """What remembers keys for all ingresses; see ``core.idempotency.IdempotencyKeys``."""
 
-    async def claim_key(self, name: str) -> StoredAnswer | None: ...
-    async def renew_key(self, name: str) -> None: ...
-    async def complete_key(self, name: str, answer: StoredAnswer) -> None: ...
-    async def release_key(self, name: str) -> None: ...
+    async def claim_key(self, name: str, holder: str) -> StoredAnswer | None: ...
+    async def renew_key(self, name: str, holder: str) -> None: ...
+    async def complete_key(self, name: str, answer: StoredAnswer, holder: str) -> None: ...
+    async def release_key(self, name: str, holder: str) -> None: ...
 
 
 class Idempotency:
@@ -56,8 +57,9 @@ class Idempotency:
             raise MalformedBodyError("Idempotency-Key must be 1 to 255 visible ASCII characters.")
         query = scope.get("query_string", b"").decode("latin-1")
         name = key_name(client_of(scope), scope["method"], f"{path}?{query}", key)
-        answer = await self._claimed(name)
-        body = _Hashed(receive)
+        held = _Held(self._ledger, name, str(uuid.uuid4()))
+        answer = await held.claim()
+        body = _Hashed(receive, Headers(scope=scope).get("accept", ""))
         if answer is not None:
             await _replay(answer, await body.to_the_end(), send)
             self._replayed()
@@ -65,26 +67,53 @@ class Idempotency:
         origin = dataclasses.replace(origin_of(scope), idempotency=name)
         kept = _Kept(send)
         try:
-            async with _renewing(self._ledger, name):
+            async with held.renewed():
                 await self._app({**scope, "state": {**scope["state"], "origin": origin}}, body, kept)
                 done = kept.answer(await body.to_the_end()) if kept.is_success else None
         except BaseException:
-            await _quietly(self._ledger.release_key(name))
+            await held.let_go(None)
             raise
-        await _quietly(
-            self._ledger.release_key(name) if done is None else self._ledger.complete_key(name, done)
-        )
+        await held.let_go(done)
 
-    async def _claimed(self, name: str) -> StoredAnswer | None:
-        """Claims a name; a client that leaves meanwhile leaves no claim behind."""
-        claiming = asyncio.ensure_future(self._ledger.claim_key(name))
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Held:
+    """A key while one request works under it."""
+
+    ledger: KeyLedger
+    name: str
+    holder: str
+
+    async def claim(self) -> StoredAnswer | None:
+        """The answer that was given already; a client that leaves meanwhile leaves no claim behind."""
+        claiming = asyncio.ensure_future(self.ledger.claim_key(self.name, self.holder))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             with contextlib.suppress(StillhouseError):
                 if await claiming is None:
-                    await self._ledger.release_key(name)
+                    await self.ledger.release_key(self.name, self.holder)
             raise
+
+    @contextlib.asynccontextmanager
+    async def renewed(self) -> AsyncIterator[None]:
+        renewal = asyncio.create_task(self._renew())
+        try:
+            yield
+        finally:
+            renewal.cancel()
+            await asyncio.wait([renewal])  # or a late one would come after the release
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            await _quietly(self.ledger.renew_key(self.name, self.holder))
+
+    async def let_go(self, answer: StoredAnswer | None) -> None:
+        if answer is None:
+            await _quietly(self.ledger.release_key(self.name, self.holder))
+        else:
+            await _quietly(self.ledger.complete_key(self.name, answer, self.holder))
 
 
 async def _quietly(call: Awaitable[None]) -> None:
@@ -95,24 +124,10 @@ async def _quietly(call: Awaitable[None]) -> None:
         log.exception("the ledger of idempotency keys failed")
 
 
-@contextlib.asynccontextmanager
-async def _renewing(ledger: KeyLedger, name: str) -> AsyncIterator[None]:
-    async def renew() -> None:
-        while True:
-            await asyncio.sleep(LEASE_S / 3)
-            await _quietly(ledger.renew_key(name))
-
-    renewal = asyncio.create_task(renew())
-    try:
-        yield
-    finally:
-        renewal.cancel()
-
-
 async def _replay(answer: StoredAnswer, request_sha256: str, send: Send) -> None:
     if answer.request_sha256 != request_sha256:
         raise IdempotencyKeyReusedError(
-            "This Idempotency-Key came with another body before: send a new key with a new request."
+            "This Idempotency-Key came with another request before: send a new key with a new request."
         )
     body = answer.body.encode()
     headers = {**answer.headers, "content-length": str(len(body)), "idempotent-replayed": "true"}
@@ -122,10 +137,11 @@ async def _replay(answer: StoredAnswer, request_sha256: str, send: Send) -> None
 
 
 class _Hashed:
-    """Passes a body on and hashes it."""
+    """Passes a body on and hashes it, and whether events were asked for: they are another answer."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self._hash, self._ended = receive, hashlib.sha256(), False
+    def __init__(self, receive: Receive, accept: str) -> None:
+        asked_for = b"events" if "text/event-stream" in accept else b""
+        self._receive, self._hash, self._ended = receive, hashlib.sha256(asked_for), False
 
     async def __call__(self) -> Message:
         message = await self._receive()

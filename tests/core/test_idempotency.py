@@ -273,3 +273,23 @@ def test_names_differ_exactly_where_client_method_path_or_key_do(one, other):
 def test_names_tell_nothing_of_token_and_key(request):
     assert len(key_name(*request)) == 64
     assert set(key_name(*request)) <= set("0123456789abcdef")
+
+
+def test_holder_that_did_not_hear_the_answer_may_claim_again_and_nobody_else(keys):
+    assert keys.claim(NAME, "one") is None
+    assert keys.claim(NAME, "one") is None
+    with pytest.raises(IdempotencyInProgressError):
+        keys.claim(NAME, "two")
+
+
+def test_late_holder_neither_renews_nor_releases_what_its_successor_holds(keys, clock):
+    keys.claim(NAME, "one")
+    clock.now += LEASE_S
+    assert keys.claim(NAME, "two") is None
+    clock.now += LEASE_S / 2
+    keys.renew(NAME, "one")
+    keys.release(NAME, "one")
+    with pytest.raises(IdempotencyInProgressError):
+        keys.claim(NAME, "three")
+    keys.release(NAME, "two")
+    assert keys.claim(NAME, "three") is None

@@ -193,7 +193,7 @@ async def test_other_body_is_refused_and_the_first_answer_stays(client, path, st
     first = await client.post(path, content=content, headers=KEY | CSV)
     for other in (content + b"\n", b"", b"x" * 100_000):
         response = await client.post(path, content=other, headers=KEY | CSV)
-        assert "another body" in failed(response, status, "IDEMPOTENCY_KEY_REUSED")
+        assert "another request" in failed(response, status, "IDEMPOTENCY_KEY_REUSED")
     again = await client.post(path, content=content, headers=KEY | CSV)
     assert (is_replay(again), again.content) == (True, first.content)
 
@@ -331,9 +331,9 @@ async def test_same_key_and_request_have_one_run_id_even_after_a_crash(settings,
 
 async def free(ledger, name):
     with contextlib.suppress(IdempotencyInProgressError):
-        answer = await ledger.claim_key(name)
+        answer = await ledger.claim_key(name, "test")
         if answer is None:
-            await ledger.release_key(name)
+            await ledger.release_key(name, "test")
         return answer is None
     return False
 
@@ -422,17 +422,17 @@ class Ledger:
         await self.let_claims_return.wait()
         return result
 
-    async def claim_key(self, name):
-        return await self._called("claim", self.keys.claim, name)
+    async def claim_key(self, name, holder):
+        return await self._called("claim", self.keys.claim, name, holder)
 
-    async def renew_key(self, name):
-        return await self._called("renew", self.keys.renew, name)
+    async def renew_key(self, name, holder):
+        return await self._called("renew", self.keys.renew, name, holder)
 
-    async def complete_key(self, name, answer):
-        return await self._called("complete", self.keys.complete, name, answer)
+    async def complete_key(self, name, answer, holder):
+        return await self._called("complete", self.keys.complete, name, answer, holder)
 
-    async def release_key(self, name):
-        return await self._called("release", self.keys.release, name)
+    async def release_key(self, name, holder):
+        return await self._called("release", self.keys.release, name, holder)
 
     @property
     def claims(self):
@@ -564,7 +564,7 @@ async def test_cancelled_while_it_claims_leaves_no_claim(tmp_path):
 
 async def test_twin_that_is_cancelled_while_it_claims_leaves_the_claim_of_the_first(tmp_path):
     ledger = Ledger(tmp_path)
-    assert await ledger.claim_key(idempotency.key_name("c", "POST", f"{DATASETS}?", "key-1")) is None
+    assert await ledger.claim_key(idempotency.key_name("c", "POST", f"{DATASETS}?", "key-1"), "test") is None
     request = asyncio.create_task(ask(guarded(created, ledger), keyed_scope()))
     await asyncio.sleep(0)
     request.cancel()

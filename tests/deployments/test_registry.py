@@ -237,3 +237,23 @@ async def test_saved_run_is_a_model_that_outlives_it(configuration, clock: Clock
     assert await registry.save("nobody", "kept", overwrite=True) is None
     await registry.remove("a")
     assert Storage(configuration.storage_url).read(model_path("kept")) == b"bundle"
+
+
+async def test_storage_that_cannot_delete_does_not_spoil_the_next_store(configuration, clock: Clock) -> None:
+    registry = Forgetful(configuration, clock=clock, put=lambda data: data.tobytes())
+    storage = Storage(configuration.storage_url)
+    await registry.store(entry("a"), file("x"))
+    clock.now += configuration.ttl_s
+    assert (await registry.store(entry("b"), file("y"))).run_id == "b"
+    assert entry_path("b") in storage.names("runs")
+    await registry.status()  # the next call that lets runs go deletes what was left
+    assert storage.names("runs") == [entry_path("b"), bundle_path("b")]
+
+
+async def test_storage_that_fails_at_a_restart_loses_no_run(configuration, clock: Clock, monkeypatch) -> None:
+    await start(configuration, clock).store(entry("a"), file("x"))
+    with monkeypatch.context() as broken:
+        broken.setattr(Storage, "read", lambda storage, name: (_ for _ in ()).throw(StorageError("away")))
+        with pytest.raises(StorageError):
+            start(configuration, clock)
+    assert (await start(configuration, clock).peek("a")).run_id == "a"
