@@ -39,7 +39,10 @@ class Severity(StrEnum):
 
 
 class RetryMode(StrEnum):
-    """How the same work may be tried again: never, at once, after ``retry_after_s``, or changed."""
+    """How the same work may be tried again.
+
+    Never; by itself, after ``retry_after_s``; by a person, after ``retry_after_s``; or changed.
+    """
 
     NONE = "none"
     AUTO = "auto"
@@ -170,7 +173,7 @@ CATALOGUE: Final = _catalogue(
     Entry("STORAGE_ERROR", _S, _HIGH, 500, _DELAY, "Storage could not be read or written.", "Try again later; tell the operator if it persists.", 30),
     Entry("MLFLOW_UNAVAILABLE", _T, _LOW, 503, _AUTO, "The tracking server does not answer; training goes on without it.", "Nothing: what was tracked is sent when it answers again.", 60),
     Entry("TEMPORAL_ERROR", _S, _CRITICAL, 500, _AUTO, "The workflow engine failed; jobs are started directly.", "Try again later; tell the operator the request id if it persists.", 60),
-    Entry("SYSTEM_ERROR", _S, _CRITICAL, 500, _DELAY, "An unexpected error occurred.", "Try again; if it persists, tell the operator the request id, which the log has too.", 30),
+    Entry("SYSTEM_ERROR", _S, _CRITICAL, 500, _NONE, "An unexpected error occurred.", "Tell the operator the request id, which the log has too."),
     # Spectra (seed 002)
     Entry("DOMAIN_VALIDATION_FAILED", _U, _LOW, 422, _CHANGE, "Validation failed.", "Correct what the message names and send it again."),
     Entry("FILE_VALIDATION_FAILED", _U, _LOW, 422, _CHANGE, "File validation failed.", "Correct the file and upload it again."),

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import random
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 import tenacity
 
+from core.catalogue import ErrorType
 from core.errors import CircuitOpenError, StillhouseError
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ class RetryPolicy:
 
 
 POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
-    Integration.TRAINER: RetryPolicy(3, 4, 30, BreakerPolicy(5, 60)),
+    Integration.TRAINER: RetryPolicy(3, 4, 30, BreakerPolicy(5, 60), deadline_s=math.inf),
     Integration.MLFLOW: RetryPolicy(5, 1, 5, critical=False),
     Integration.S3: RetryPolicy(3, 2, 10),
     Integration.TEMPORAL: RetryPolicy(5, 5, 60, BreakerPolicy(5, 120), critical=False),
@@ -78,14 +80,18 @@ POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
     Integration.LLM: RetryPolicy(3, 5, 30, BreakerPolicy(5, 300), critical=False),
     Integration.GENERIC: RetryPolicy(3, 2, 10),
 }
-"""Seed 001, Integration-Specific Retry Policies; the generic one from its decorators."""
+"""Seed 001, Integration-Specific Retry Policies; the generic one from its decorators.
+
+An attempt at a trainer has the time in its queue in it, which has a limit of its own.
+"""
 
 
 class Breaker:
     """Spares a service that fails: after ``failures`` in a row calls are refused for ``cool_down_s``.
 
-    Then one probe may pass; its outcome closes or opens the breaker again. An error of the caller is an
-    answer of the service, so it counts as a success. Safe in threads and tasks.
+    Then one probe may pass; its outcome closes or opens the breaker again. One that takes longer than the
+    cool-down, as in a queue, lets the next pass beside it. An error of the caller is an answer of the
+    service, so it counts as a success. Safe in threads and tasks.
 
     Args:
         service: Its name for people.
@@ -100,7 +106,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at: float | None = None
-        self._probe: object | None = None
+        self._probes: dict[object, float] = {}  # and when they passed
 
     @property
     def state(self) -> Literal["closed", "open", "half_open"]:
@@ -136,8 +142,7 @@ class Breaker:
             raise
         except BaseException:  # cancelled: nothing was learnt
             with self._lock:
-                if self._probe is attempt:
-                    self._probe = None
+                self._probes.pop(attempt, None)
             raise
         self._left(attempt, failed=False)
 
@@ -145,14 +150,16 @@ class Breaker:
         with self._lock:
             if self._opened_at is None:
                 return
-            remaining_s = self._remaining_s()
-            if remaining_s > 0 or self._probe is not None:
+            now = self._clock()
+            shut_since = max([self._opened_at, *self._probes.values()])
+            remaining_s = shut_since + self._policy.cool_down_s - now
+            if remaining_s > 0:
                 raise CircuitOpenError(service=self.service, retry_after=max(1.0, remaining_s))
-            self._probe = attempt
+            self._probes[attempt] = now
 
     def _left(self, attempt: object, *, failed: bool) -> None:
         with self._lock:
-            if self._opened_at is not None and self._probe is not attempt:
+            if self._opened_at is not None and attempt not in self._probes:
                 return  # a straggler from before says nothing of now
             if not failed:
                 self._close()
@@ -160,10 +167,10 @@ class Breaker:
             self._failures += 1
             if self._opened_at is not None or self._failures >= self._policy.failures:
                 log.error("breaker of %s opens after %d failures", self.service, self._failures)
-                self._opened_at, self._probe = self._clock(), None
+                self._opened_at, self._probes = self._clock(), {}
 
     def _close(self) -> None:
-        self._failures, self._opened_at, self._probe = 0, None, None
+        self._failures, self._opened_at, self._probes = 0, None, {}
 
     def _remaining_s(self) -> float:
         if self._opened_at is None:
@@ -184,7 +191,13 @@ class AttemptObserver(Protocol):
 
 
 def is_worth_another_attempt(error: BaseException) -> bool:
-    return isinstance(error, StillhouseError) and error.may_repeat and not isinstance(error, CircuitOpenError)
+    """Whether what failed should be gone by itself: never for faults of the system."""
+    return (
+        isinstance(error, StillhouseError)
+        and error.error_type is ErrorType.TRANSIENT
+        and error.may_repeat
+        and not isinstance(error, CircuitOpenError)
+    )
 
 
 class Caller:

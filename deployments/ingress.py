@@ -33,12 +33,13 @@ from core.errors import (
     TrainerUnreachableError,
     TrainingError,
     TrainingTimeoutError,
+    UnexpectedError,
     without_paths,
 )
 from core.paging import Page
 from core.paths import resolve_within
 from core.registry_index import RunEntry
-from core.resilience import POLICIES, Breaker, Caller, Integration
+from core.resilience import POLICIES, Breaker, Caller, Integration, is_worth_another_attempt
 from core.saved_models import ModelStore
 from core.storage import Storage
 from core.table import format_of
@@ -66,6 +67,7 @@ class Ingress:
     def __init__(
         self, settings: Settings, trainer: DeploymentHandle[Any], predictor: DeploymentHandle[Any]
     ) -> None:
+        self.observer = telemetry(settings.telemetry, "ingress")
         self.settings = settings
         storage = Storage(settings.expanded_storage_url(), settings.storage_options)
         limits = settings.limits
@@ -75,14 +77,22 @@ class Ingress:
         self._trainer, self._predictor = trainer, predictor
         self._registry = RegistryClient(settings)
         self._runtime = _RuntimeProbe(trainer)
-        self.observer = telemetry(settings.telemetry, "ingress")
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
-        self._predicting = Caller("predictor", POLICIES[Integration.GENERIC], observer=self.observer)
-        capacity = settings.trainer.queue_capacity // settings.ingress.replicas
-        self._admission = Admission(max(1, capacity), time.monotonic)
+        self._predicting = Caller(
+            "predictor",
+            POLICIES[Integration.GENERIC],
+            observer=self.observer,
+            is_retryable=_was_lost,
+        )
+        capacity = -(-settings.trainer.queue_capacity // settings.ingress.replicas)
+        self._admission = Admission(capacity, time.monotonic)
         self.datasets.sweep(ABANDONED_AFTER_S, time.time())
         for root in settings.roots():
             root.mkdir(parents=True, exist_ok=True)
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica ends, before it kills the process."""
+        self.observer.close()
 
     @property
     def keys(self) -> RegistryClient:
@@ -147,8 +157,9 @@ class Ingress:
             )
         self._admission.check()  # an overloaded service does not validate first
         await self._runtime.refresh()
+        teacher = await self._teacher_error(payload) if kind == "distill" else None
         try:
-            request = await asyncio.to_thread(self._validated, kind, payload, asyncio.get_running_loop())
+            request = await asyncio.to_thread(self._validated, kind, payload, teacher)
         except (TypeError, ValueError) as error:  # from a Python handle, a payload need not be JSON
             raise MalformedBodyError(
                 f"The payload must hold JSON values: {without_paths(str(error))}"
@@ -161,10 +172,20 @@ class Ingress:
                     yield report
 
     def _validated(
-        self, kind: JobKind, payload: Mapping[str, object], loop: asyncio.AbstractEventLoop
+        self, kind: JobKind, payload: Mapping[str, object], teacher_error: StillhouseError | None
     ) -> TrainRequest | DistillRequest:
-        lookups = _Lookups(self, self._runtime.error, loop)
+        lookups = _Lookups(self, self._runtime.error, teacher_error)
         return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
+
+    async def _teacher_error(self, payload: Mapping[str, object]) -> StillhouseError | None:
+        """Why the run that should teach cannot; asked before its turn, because it may hold no thread."""
+        run_id = payload.get("teacher_run_id")
+        try:
+            if run_id and isinstance(run_id, str):
+                await self.get_run(run_id)
+        except StillhouseError as error:
+            return error
+        return None
 
     async def _dispatched(
         self, run_id: str, request: TrainRequest | DistillRequest, origin: Origin, ticket: Ticket
@@ -331,7 +352,7 @@ class _RuntimeProbe:
             await self._asking
 
     async def _ask(self) -> None:
-        with contextlib.suppress(ServiceUnavailableError):
+        with contextlib.suppress(ServiceUnavailableError, UnexpectedError):
             self.error = await _answer_of(self._trainer.runtime_error.remote(), PROBE_TIMEOUT_S)
             self._answered = True
 
@@ -339,8 +360,10 @@ class _RuntimeProbe:
 class _Lookups:
     """The world as the validation chains see it, from a thread beside the loop."""
 
-    def __init__(self, ingress: Ingress, runtime_error: str | None, loop: asyncio.AbstractEventLoop) -> None:
-        self._ingress, self._runtime_error, self._loop = ingress, runtime_error, loop
+    def __init__(
+        self, ingress: Ingress, runtime_error: str | None, teacher_error: StillhouseError | None
+    ) -> None:
+        self._ingress, self._runtime_error, self._teacher_error = ingress, runtime_error, teacher_error
 
     def runtime_error(self) -> str | None:
         return self._runtime_error
@@ -365,7 +388,8 @@ class _Lookups:
 
     def check_teacher(self, teacher: TeacherSource) -> None:
         if teacher.kind == "run_id":
-            asyncio.run_coroutine_threadsafe(self._ingress.get_run(teacher.name), self._loop).result()
+            if self._teacher_error is not None:
+                raise self._teacher_error
         else:
             roots = self._ingress.settings.roots()
             check_teacher_model(teacher.kind, teacher.name, self._ingress.storage, roots)
@@ -379,15 +403,24 @@ async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  
     except asyncio.CancelledError:
         response.cancel()
         raise
-    except TimeoutError:
+    except TimeoutError as error:
         response.cancel()
         raise ServiceUnavailableError(
             "Part of the service does not answer: try again in a few seconds."
-        ) from None
+        ) from error
     except (RayError, RayServeException) as error:
-        raise _own_error(error) or ServiceUnavailableError(
+        if own := _own_error(error):
+            raise own from error
+        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
+            raise UnexpectedError(without_paths(str(error.cause))) from error
+        raise ServiceUnavailableError(
             "Part of the service failed while it worked on this request: try again in a few seconds."
         ) from error
+
+
+def _was_lost(error: BaseException) -> bool:
+    """Whether another replica should be asked: not when one took too long, for so would the next."""
+    return is_worth_another_attempt(error) and not isinstance(error.__cause__, TimeoutError)
 
 
 def _own_error(error: Exception) -> StillhouseError | None:
@@ -414,5 +447,5 @@ async def _probed(call: Awaitable[Result]) -> Result | None:
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await call
-    except (TimeoutError, ServiceUnavailableError):
+    except (TimeoutError, StillhouseError, RayError):
         return None

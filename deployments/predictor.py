@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from core.bundles import Bundle
-from core.errors import DatasetTooLargeError, ServiceUnavailableError, StillhouseError, without_paths
+from core.errors import DatasetTooLargeError, StillhouseError, UnexpectedError, without_paths
 from core.exchange import (
     JSON,
     Columns,
@@ -76,15 +76,19 @@ class Predictor:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self.observer = telemetry(settings.telemetry, "predictor")
         self._settings, self._limits, self._clock = settings.predictor, settings.limits, clock
         self._models = ModelStore(Storage(settings.expanded_storage_url(), settings.storage_options))
         self._registry = RegistryClient(settings)
-        self.observer = telemetry(settings.telemetry, "predictor")
         self._cache: OrderedDict[ModelReference, _Ready] = OrderedDict()
         self._loading: dict[ModelReference, asyncio.Lock] = {}
         self._waiting: list[_Waiting] = []
         self._drainer: asyncio.Task[None] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="predicting")
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica ends, before it kills the process."""
+        self.observer.close()
 
     async def check_health(self) -> None:
         """Async, so that it answers while a large table is computed."""
@@ -129,7 +133,8 @@ class Predictor:
         if ready is None or self._clock() - ready.checked_at > RECHECK_S:
             async with self._loading.setdefault(wanted, asyncio.Lock()):
                 ready = await self._refreshed(wanted)
-        self._cache.move_to_end(wanted)
+        else:
+            self._cache.move_to_end(wanted)
         self.observer.looked_up(hit=ready is had)
         return ready.model
 
@@ -149,6 +154,7 @@ class Predictor:
             raise
         ready.checked_at = now
         self._cache[wanted] = ready
+        self._cache.move_to_end(wanted)  # a key that was there keeps its place otherwise
         self._trim()
         return ready
 
@@ -245,7 +251,8 @@ def _settle(done: asyncio.Future[Prediction], result: Prediction | Exception) ->
     if isinstance(result, StillhouseError):
         done.set_exception(result)
     elif isinstance(result, Exception):
-        done.set_exception(ServiceUnavailableError(f"The prediction failed: {without_paths(str(result))}"))
+        message = f"The prediction failed: {without_paths(str(result))}"
+        done.set_exception(UnexpectedError(message, original=result))
     else:
         done.set_result(result)
 

@@ -46,8 +46,8 @@ class TrainerSettings(Section):
         gpus_per_trainer: ``auto`` takes a GPU where the cluster has one when the application is deployed.
         job_timeout_s: Longest training; then 400 TRAINING_TIMEOUT.
         queue_timeout_s: Longest wait for a free trainer; then 503 TRAINER_UNREACHABLE.
-        queue_capacity: Requests for trainers in all ingresses, those at work included; more are answered
-            503 QUEUE_FULL at once.
+        queue_capacity: Requests for trainers in all ingresses, those at work included; each ingress has an
+            equal share, rounded up, and answers more than that 503 QUEUE_FULL at once.
         runtime_env: Of the trainers alone, as Ray takes it.
     """
 
@@ -193,6 +193,15 @@ class Settings(Section):
             raise ValueError(
                 f"no bearer token is configured: set tokens_file or {TOKENS_VARIABLE}, "
                 "or allow_no_auth: true to run open"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_place_for_each_ingress(self) -> Self:
+        if self.trainer.queue_capacity < self.ingress.replicas:
+            raise ValueError(
+                f"trainer.queue_capacity must be at least ingress.replicas ({self.ingress.replicas}), "
+                f"got {self.trainer.queue_capacity}: raise it, or lower replicas"
             )
         return self
 

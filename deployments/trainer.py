@@ -56,14 +56,18 @@ class Trainer:
     """Trains and distils. Constructed without PyTorch it answers every job with RuntimeUnavailableError."""
 
     def __init__(self, settings: Settings) -> None:
+        self.observer = telemetry(settings.telemetry, "trainer")
         self._settings = settings
         self._storage = Storage(settings.expanded_storage_url(), settings.storage_options)
         self._models = ModelStore(self._storage)
         self._registry = RegistryClient(settings)
-        self.observer = telemetry(settings.telemetry, "trainer")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="training", initializer=_give_way)
         self._device = asyncio.Lock()
         self._executor.submit(_warm_up)  # the first request need not wait for the import
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica ends, before it kills the process."""
+        self.observer.close()
 
     async def check_health(self) -> None:
         """Async, so that it answers while the training thread is busy; Serve asks every 10 s."""

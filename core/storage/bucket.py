@@ -29,6 +29,7 @@ class Bucket:
     """Through s3fs for sessions and the event loop; by S3's own calls, whose meaning is documented.
 
     Calls are retried by the policy of ``core.resilience`` alone: botocore and s3fs would multiply attempts.
+    Uploads of parts are sent from within s3fs, which alone can repeat one: there its retries stay.
     s3fs's path methods also answer for prefixes ("directories"), ignore errors of bulk deletes and read large
     objects in parts that may belong to different versions.
     """
@@ -40,6 +41,8 @@ class Bucket:
             raise StorageError("an s3:// storage URL must name a bucket: s3://bucket/prefix")
         try:
             self._fs = fsspec.filesystem("s3", **_without_retries(options))
+            uncached = {**options, "use_listings_cache": False, "skip_instance_cache": True}
+            self._uploading_fs = fsspec.filesystem("s3", **uncached)  # never the instance changed below
         except ImportError as error:
             raise StorageError("s3:// storage needs s3fs: pip install 'stillhouse[s3]'") from error
         self._fs.retries = 1
@@ -62,10 +65,11 @@ class Bucket:
 
     def open_native(self, name: str, guard: Guard) -> pa.NativeFile:
         with _checking_bucket():
-            file = self._fs.open(self._path(name), "rb", block_size=_READ_BLOCK_BYTES)
+            path, block_bytes = self._path(name), _READ_BLOCK_BYTES
+            file = self._caller.call_blocking(lambda: self._fs.open(path, "rb", block_size=block_bytes))
         if file.details["type"] != "file":
             raise FileNotFoundError(name)
-        return pa.PythonFile(RemoteFile(file, guard), mode="r")
+        return pa.PythonFile(RemoteFile(file, guard, self._caller.call_blocking), mode="r")
 
     def write(self, name: str, data: bytes | memoryview, exclusive: bool) -> None:
         path, body = self._path(name), bytes(data)  # botocore takes no memoryview
@@ -75,7 +79,7 @@ class Bucket:
             self._caller.call_blocking(lambda: self._fs.pipe_file(path, body))
 
     def upload(self, name: str) -> ObjectUpload:
-        return ObjectUpload(self._fs.open(self._path(name), "wb", block_size=_UPLOAD_PART_BYTES))
+        return ObjectUpload(self._uploading_fs.open(self._path(name), "wb", block_size=_UPLOAD_PART_BYTES))
 
     def stat(self, name: str) -> ObjectStat:
         head = self._head(name)

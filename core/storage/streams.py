@@ -1,6 +1,7 @@
 """The files of s3fs, one to write and one to read."""
 
 import os
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 from core.storage.objects import Guard
@@ -28,19 +29,29 @@ class ObjectUpload:
 
 
 class RemoteFile:
-    """What ``pyarrow.PythonFile`` asks of a file; names the failures of the reads that it makes later."""
+    """What ``pyarrow.PythonFile`` asks of a file; names the failures of the reads that it makes later.
 
-    def __init__(self, file: BinaryIO, guard: Guard) -> None:
+    Args:
+        retry: Runs a read until it succeeds or cannot.
+    """
+
+    def __init__(self, file: BinaryIO, guard: Guard, retry: Callable[[Callable[[], bytes]], bytes]) -> None:
         self._file = file
-        self._guard = guard
+        self._guard, self._retry = guard, retry
 
     @property
     def closed(self) -> bool:
         return self._file.closed
 
     def read(self, size_bytes: int) -> bytes:
-        with self._guard():
+        start = self._file.tell()
+
+        def attempt() -> bytes:
+            self._file.seek(start)  # where an attempt before this one may have left it
             return self._file.read(size_bytes)
+
+        with self._guard():
+            return self._retry(attempt)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._file.seek(offset, whence)

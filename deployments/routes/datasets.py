@@ -1,8 +1,9 @@
 """Datasets: upload, list, look at, delete."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from typing import Annotated, TypeVar
 
 import pyarrow as pa
 from fastapi import APIRouter, Path, Query, Request
@@ -24,6 +25,7 @@ from deployments.routes.paging import Cursor, Limit, page_of
 from deployments.routes.uploads import open_file_part, write_in_blocks
 from deployments.service import Service
 
+Result = TypeVar("Result")
 DatasetId = Annotated[str, Path(max_length=200)]
 
 _UPLOAD = {
@@ -69,9 +71,20 @@ def dataset_routes(service: Service) -> APIRouter:
 
     async def store(chunks: AsyncIterator[bytes], name: str | None, media_type: str) -> Response:
         table_format = format_of(name, media_type.partition(";")[0].strip().lower() or None)
-        with catalogue.incoming() as incoming:
+        incoming, receiving = catalogue.incoming(), ExitStack()
+
+        def file() -> tuple[Dataset, bool]:
+            receiving.close()  # sends the last part
+            return catalogue.add(incoming, table_format, name)
+
+        try:
+            await _in_thread(lambda: receiving.enter_context(incoming))
             await write_in_blocks(chunks, incoming.write)
-        dataset, is_new = await asyncio.to_thread(catalogue.add, incoming, table_format, name)
+        except BaseException as error:
+            raised = type(error), error, error.__traceback__
+            await _in_thread(lambda: receiving.__exit__(*raised))
+            raise
+        dataset, is_new = await _in_thread(file)
         return JSONResponse(dataset.to_dict(), 201 if is_new else 200)
 
     @router.get("", responses=failures(RequestError, SchemaError, StorageError))
@@ -96,6 +109,15 @@ def dataset_routes(service: Service) -> APIRouter:
         catalogue.delete(dataset_id)
 
     return router
+
+
+async def _in_thread(work: Callable[[], Result]) -> Result:
+    """Runs work to its end beside the loop, though its waiter be cancelled meanwhile."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(working)
+    finally:
+        await asyncio.wait([working])
 
 
 def _rows(table: pa.Table) -> list[list[object]]:

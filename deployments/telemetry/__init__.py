@@ -83,6 +83,11 @@ class Telemetry:
         dsn = settings.dsn()
         self.sentry = None if dsn is None else Sentry(dsn, settings, component)
 
+    def close(self) -> None:
+        """Sends the faults that wait; the process may end then."""
+        if self.sentry is not None:
+            self.sentry.close()
+
     # ── Requests ────────────────────────────────────────────────────────────────────────────────────────
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:

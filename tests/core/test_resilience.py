@@ -19,6 +19,7 @@ from core.errors import (
     ServiceUnavailableError,
     StorageError,
     TrainerUnreachableError,
+    UnexpectedError,
 )
 from core.errors import TimeoutError as OperationTimeoutError
 from core.resilience import POLICIES, Breaker, BreakerPolicy, Caller, Integration, RetryPolicy
@@ -163,13 +164,14 @@ async def test_success_ends_the_attempts():
 REPEATED = [
     NetworkError(),
     ServiceUnavailableError(),
-    StorageError(),
     OperationTimeoutError(),
     TrainerUnreachableError(),
 ]
 NOT_REPEATED = [
     OperationTimeoutError(is_retryable=False),
     CudaOutOfMemoryError(),  # retryable, but after a change
+    StorageError(),  # of the system, though a client may come back
+    UnexpectedError(),
     RequestError(),
     ModelNotFoundError(),
     RuntimeError("a bug"),
@@ -217,7 +219,7 @@ async def test_what_the_catalogue_says_to_clients_does_not_stretch_the_table():
 
 @pytest.mark.parametrize("told", [301, math.inf])
 async def test_no_attempt_begins_after_the_deadline(told):
-    bench = Bench(TRAINER)
+    bench = Bench(POLICIES[Integration.GENERIC])
     attempts = Attempts(ServiceUnavailableError(retry_after=told), "never asked for")
     with pytest.raises(ServiceUnavailableError):
         await bench.caller.call(attempts)
@@ -232,6 +234,12 @@ async def test_time_within_attempts_counts_for_the_deadline():
         await bench.caller.call(attempts)
     assert attempts.made == 2  # from 0 to 4.5 and from 5.5 to 10; the third would begin at 11
     assert bench.clock.now - 1000 <= 10
+
+
+async def test_request_that_waited_long_for_a_trainer_is_moved_to_the_next():
+    bench = Bench(TRAINER)
+    attempts = Attempts(TrainerUnreachableError(), "done", clock=bench.clock, lasting_s=599)
+    assert await bench.caller.call(attempts) == "done"
 
 
 async def test_attempt_may_begin_exactly_at_the_deadline():
@@ -471,10 +479,22 @@ def test_probe_that_fails_opens_for_a_whole_cool_down_at_once(half_open, clock):
     assert (half_open.state, half_open.retry_after_s) == ("open", 60)
 
 
-def test_one_probe_passes_at_a_time(half_open):
+def test_one_probe_passes_at_a_time(half_open, clock):
     with half_open.guard():
-        assert refused(half_open).details["retry_after"] == 1
+        assert refused(half_open).details["retry_after"] == 60
+        clock.now += 45
+        assert refused(half_open).details["retry_after"] == 15
         assert half_open.state == "half_open"
+    assert half_open.state == "closed"
+
+
+@pytest.mark.parametrize("ending", [0, 1])
+def test_probe_older_than_the_cool_down_lets_another_pass_and_either_closes(half_open, clock, ending):
+    first = Call(half_open)
+    clock.now += 60
+    probes = [first, Call(half_open)]
+    assert refused(half_open).details["retry_after"] == 60
+    probes[ending].succeed()
     assert half_open.state == "closed"
 
 

@@ -41,6 +41,7 @@ class S3Server:
         self._server._server.app = self._answer
         self._lock = threading.Lock()
         self.refuse_all = False
+        self.cut_next: str | None = None  # a method whose next answer breaks off with its connection
         self.at_next_put: Literal["lose the answer", "collide"] | None = None
         host, port = self._server.get_host_and_port()
         self.options = {"endpoint_url": f"http://{host}:{port}", "key": "k", "secret": SECRET}
@@ -61,6 +62,11 @@ class S3Server:
         with self._lock:
             if self.refuse_all:
                 return answer(start_response, "403 Forbidden")
+            if self.cut_next == environ["REQUEST_METHOD"]:
+                self.cut_next = None
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response("206 Partial Content", [("Content-Length", "1000")])
+                return [b"x"]
             if self.at_next_put is None or environ["REQUEST_METHOD"] != "PUT":
                 return self._moto(environ, start_response)
             trouble, self.at_next_put = self.at_next_put, None
@@ -804,6 +810,29 @@ def test_s3_that_asks_to_come_back_is_asked_again_by_its_policy(times, s3_storag
     assert failing.calls == times + 1
     assert len(no_waiting) == times
     assert all(2 <= wait_s <= 10 for wait_s in no_waiting)
+
+
+def test_connection_lost_in_a_streamed_read_costs_another_request_and_nothing_else(
+    s3, s3_storage, no_waiting
+):
+    content = bytes(range(250)) * 4
+    s3_storage.write("a", content)
+    with s3_storage.open_native("a") as file:
+        s3.cut_next = "GET"
+        file.seek(3)
+        assert file.read(7) == content[3:10]
+        assert file.tell() == 10
+    assert s3.cut_next is None
+    assert len(no_waiting) == 1
+
+
+def test_connection_lost_in_an_upload_of_parts_costs_another_request_and_nothing_else(s3, s3_storage):
+    content = bytes(range(250)) * (17 * 2**20 // 250)
+    with s3_storage.writer("a") as writer:
+        s3.cut_next = "PUT"
+        writer.write(content)
+    assert s3.cut_next is None
+    assert s3_storage.read("a") == content
 
 
 @pytest.mark.parametrize(("code", "calls"), [("SlowDown", 3), ("InternalError", 3), ("AccessDenied", 1)])

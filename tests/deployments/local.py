@@ -137,6 +137,9 @@ class Witness:
     def replayed(self) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
 
 class Clock:
     """Unix seconds that pass only when told to, from now on."""

@@ -5,6 +5,7 @@ import datetime as dt
 import hashlib
 import io
 import json
+import threading
 from urllib.parse import quote
 
 import openpyxl
@@ -13,6 +14,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from core.datasets import Incoming
+from core.errors import StorageError
 from core.exchange import write_arrow
 from core.table import FORMATS
 from deployments.routes.examples import EXAMPLE_CSV
@@ -412,3 +415,46 @@ async def test_unknown_dataset_is_404(client, dataset_id, ending):
 @pytest.mark.parametrize("dataset_id", ["..%2F..%2Fmodels%2Fx", "..%2f..%2f..%2fetc%2fpasswd"])
 async def test_path_in_place_of_an_id_is_404(client, dataset_id):
     failed(await client.get(f"{DATASETS}/{dataset_id}"), 404, "NOT_FOUND")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_storage_is_never_waited_for_on_the_loop(client, service, monkeypatch, fails):
+    used = []
+
+    def noting(name):
+        call = getattr(Incoming, name)
+
+        def noted(*arguments):
+            used.append((name, threading.get_ident()))
+            if fails and name == "write":
+                raise StorageError
+            return call(*arguments)
+
+        return noted
+
+    for name in ("__enter__", "write", "__exit__"):
+        monkeypatch.setattr(Incoming, name, noting(name))
+    body = {"content": b"a,b\n1,2\n", "headers": {"content-type": "text/csv"}}
+    assert (await client.post(DATASETS, **body)).status_code == (500 if fails else 201)
+    assert [name for name, _ in used] == ["__enter__", "write", "__exit__"]
+    assert threading.get_ident() not in {thread for _, thread in used}
+
+
+async def test_upload_that_is_cancelled_while_it_is_filed_leaves_nothing_half(client, settings, monkeypatch):
+    loop, leaving, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    leave = Incoming.__exit__
+
+    def slowly(*arguments):
+        loop.call_soon_threadsafe(leaving.set)
+        assert go_on.wait(10)
+        leave(*arguments)
+
+    monkeypatch.setattr(Incoming, "__exit__", slowly)
+    sending = asyncio.create_task(upload(client))
+    await leaving.wait()
+    sending.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert {name.split("/")[0] for name in stored_files(settings)} == {"datasets"}
+    assert len(stored_files(settings)) == 2

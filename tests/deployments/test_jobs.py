@@ -12,10 +12,11 @@ import pyarrow.csv
 import pytest
 
 from core.bundles import Bundle
+from core.errors import ServiceUnavailableError
 from core.saved_models import model_path
 from deployments.ingress import Ingress
 from deployments.routes.examples import EXAMPLE_CSV
-from deployments.settings import TrainerSettings
+from deployments.settings import IngressSettings, TrainerSettings
 from deployments.trainer import Trainer
 from tests.deployments.local import (
     DATASETS,
@@ -345,6 +346,29 @@ async def test_expired_teacher_run_is_404_and_using_one_keeps_it_alive(settings,
             assert (await client.post(DISTILL, json=payload)).status_code == 200
         clock.now += 900
         assert failed(await client.post(DISTILL, json=payload), 404, "RUN_NOT_FOUND") == TEACHER_NOT_FOUND
+
+
+async def test_lookup_of_a_teacher_run_holds_no_thread_and_speaks_at_its_turn(client, service, monkeypatch):
+    async def lost(run_id):
+        assert not service.validating
+        raise ServiceUnavailableError("The registry does not answer.")
+
+    def validated(*arguments):
+        service.validating = True
+        return validate(*arguments)
+
+    service.validating, validate = False, service._validated
+    monkeypatch.setattr(service, "get_run", lost)
+    monkeypatch.setattr(service, "_validated", validated)
+    payload = QUICK_STUDENT | {"dataset_id": await upload(client), "teacher_run_id": "r"}
+    failed(await client.post(DISTILL, json=payload | {"epochs": -1}), 400, "INVALID_PARAMETER")
+    service.validating = False
+    failed(await client.post(DISTILL, json=payload), 503, "SERVICE_UNAVAILABLE")
+
+
+async def test_places_in_the_queue_are_shared_out_whole(tmp_path):
+    trainer, ingress = TrainerSettings(queue_capacity=5), IngressSettings(replicas=2)
+    assert local_service(settings_in(tmp_path, trainer=trainer, ingress=ingress)).queue()["capacity"] == 3
 
 
 async def test_deleted_teacher_run_is_404(client):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +12,15 @@ import pyarrow.parquet
 import pytest
 
 from core.bundles import Bundle
-from core.exchange import ARROW, CSV, JSON, PARQUET, TABLES, write_arrow
+from core.exchange import ARROW, CSV, JSON, PARQUET, TABLES, ModelReference, write_arrow
 from core.prediction import Predictor
+from deployments.ingress import _answer_of
+from deployments.settings import PredictorSettings
 from tests.deployments.local import (
     PREDICT,
     PROBLEM,
     RUNS,
+    LocalHandle,
     failed,
     local_service,
     settings_in,
@@ -418,6 +422,64 @@ async def test_unknown_model_is_404(client, reference, code):
 
 async def test_unknown_model_of_a_table_is_404(client):
     failed(await send_table(client, ROWS, CSV, model_id="unknown"), 404, "MODEL_NOT_FOUND")
+
+
+class Lasting:
+    """A predictor that answers late, and counts what it is asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def predict(self, call):
+        self.asked += 1
+        await asyncio.Event().wait()
+
+
+async def test_failure_of_the_computation_is_a_500_and_not_computed_again(client, run_id, monkeypatch):
+    computed = []
+
+    def broken(self, features):
+        computed.append(len(features))
+        raise ZeroDivisionError("of the network")
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    failed(await client.post(PREDICT, json={"run_id": run_id, "rows": ROWS}), 500, "SYSTEM_ERROR")
+    assert computed == [len(ROWS)]
+
+
+async def test_any_failure_of_a_predictor_that_is_not_ours_is_a_500_at_once(service, connect, monkeypatch):
+    asked = []
+
+    async def broken(call):
+        asked.append(call)
+        raise KeyError("of the cache")
+
+    monkeypatch.setattr(service._predictor._target, "predict", broken)
+    async with connect(service) as client:
+        failed(await client.post(PREDICT, json={"run_id": "r", "rows": ROWS}), 500, "SYSTEM_ERROR")
+    assert len(asked) == 1
+
+
+async def test_predictor_that_takes_too_long_is_asked_once(service, connect, monkeypatch):
+    service._predictor = LocalHandle(lasting := Lasting())
+    monkeypatch.setattr("deployments.ingress._answer_of", partial(_answer_of, timeout_s=0.01))
+    async with connect(service) as client:
+        failed(await client.post(PREDICT, json={"run_id": "r", "rows": ROWS}), 503, "SERVICE_UNAVAILABLE")
+    assert lasting.asked == 1
+
+
+async def test_saved_model_that_is_replaced_in_a_full_cache_is_used(tmp_path, connect):
+    settings = settings_in(tmp_path, predictor=PredictorSettings(cache_bytes=1))
+    service = local_service(settings)
+    cache = service._predictor._target._cache
+    async with connect(service) as client:
+        dataset_id = await upload(client)
+        await trained(client, dataset_id, save_model=True, model_id="a")
+        assert (await client.post(PREDICT, json={"model_id": "a", "rows": ROWS})).status_code == 200
+        cache[ModelReference("model_id", "b")] = cache[ModelReference("model_id", "a")]
+        await trained(client, dataset_id, save_model=True, model_id="a", overwrite=True, hidden_dim=64)
+        assert (await client.post(PREDICT, json={"model_id": "a", "rows": ROWS})).status_code == 200
+    assert list(cache) == [ModelReference("model_id", "a")]
 
 
 async def test_python_handle_answers_what_http_sends(tmp_path, connect):

@@ -31,6 +31,15 @@ def test_running_open_must_be_asked_for():
     assert Settings(allow_no_auth=True).tokens_file is None
 
 
+def test_every_ingress_must_have_a_place_in_the_queue():
+    trainer = {"queue_capacity": 3}
+    assert Settings(allow_no_auth=True, trainer=trainer, ingress={"replicas": 3})
+    with pytest.raises(
+        ValidationError, match=r"queue_capacity must be at least ingress.replicas \(4\), got 3"
+    ):
+        Settings(allow_no_auth=True, trainer=trainer, ingress={"replicas": 4})
+
+
 def sections():
     """Every part of the settings with the way to it."""
     yield ()

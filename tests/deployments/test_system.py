@@ -3,11 +3,12 @@
 import re
 
 import pytest
+from ray.exceptions import RayTaskError
 
 from core.catalogue import CATALOGUE
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
-from core.errors import class_of
+from core.errors import StorageError, class_of
 from deployments.dialects import Asked, render
 from deployments.routes.failures import EDGE, OPEN
 from deployments.service import Service
@@ -116,6 +117,17 @@ async def test_health_is_503_when_requests_cannot_be_served(service, connect):
 
 
 # ── Documentation ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("error", [StorageError(), RayTaskError("status", "Traceback …", OSError())])
+async def test_health_is_503_when_the_registry_fails(service, client, error):
+    async def status():
+        raise error
+
+    service._registry.status = status
+    response = await client.get("/health")
+    assert response.status_code == 503
+    assert response.json()["components"]["registry"] == {"status": "unavailable"}
 
 
 async def test_documentation_loads_everything_from_the_service_itself(client):

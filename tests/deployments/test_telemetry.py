@@ -624,6 +624,19 @@ async def test_unforeseen_failure_of_a_training_is_reported_once_by_the_trainer(
     )
 
 
+@pytest.mark.parametrize("part", ["ingress", "trainer", "predictor"])
+def test_fault_that_waits_is_sent_when_serve_ends_the_replica(part, service, receiver, recorder):
+    parts = {
+        "ingress": service,
+        "trainer": service._trainer._target,
+        "predictor": service._predictor._target,
+    }
+    parts[part].observer = reporting(receiver, recorder)
+    parts[part].observer.unexpected(OSError("no more"), ORIGIN)
+    parts[part].__del__()
+    assert len(receiver.of("event")) == 1
+
+
 def test_levels_are_those_of_sentry():
     assert [LEVELS[severity] for severity in Severity] == ["info", "warning", "error", "fatal"]
 
