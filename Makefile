@@ -4,12 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-# Serve's HTTP proxy holds uploads back to what the ingress can take (see deployments/proxy.py).
-export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH := deployments.proxy:middlewares
-export RAY_free_objects_batch_size := 8
-# The server within Serve would believe any X-Forwarded-For from this machine; edge.trusted_proxies decides.
-export FORWARDED_ALLOW_IPS :=
-
 .DEFAULT_GOAL := help
 .PHONY: help demo up test chaos bench lint format clean
 

@@ -97,7 +97,7 @@ class DatasetCatalogue:
             return Dataset.from_json(self._storage.read(_info(dataset_id)).decode())
         except (FileNotFoundError, RequestError):
             raise DatasetNotFoundError(
-                f"There is no dataset {dataset_id!r:.60}: upload it to /api/v1/datasets.",
+                f"There is no dataset {dataset_id!r:.45}: upload it to /api/v1/datasets.",
                 dataset_id=dataset_id[:128],
             ) from None
 

@@ -154,7 +154,7 @@ def _check_request_fits(request: DistillRequest, teacher: Bundle) -> None:
         )
     if request.target_column in {column.name for column in teacher.encoder.columns}:
         raise ParameterError(
-            f"target_column must not be a column that the teacher reads, got {request.target_column!r:.60}",
+            f"target_column must not be a column that the teacher reads, got {request.target_column!r:.36}",
             field="target_column",
         )
 

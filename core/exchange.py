@@ -121,7 +121,7 @@ def columns_of(body: PredictBody, needed: Sequence[str]) -> Columns:
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) > 1:
             raise PredictionInputError(
-                f"All columns must have the same number of values, got {lengths!r:.200}."
+                f"All columns must have the same number of values, got {lengths!r:.40}."
             )
         return columns
     if not body.rows:
@@ -132,7 +132,7 @@ def columns_of(body: PredictBody, needed: Sequence[str]) -> Columns:
     except KeyError as error:
         index = next(i for i, row in enumerate(body.rows) if error.args[0] not in row)
         raise PredictionInputError(
-            f"Row {index} lacks column {error.args[0]!r:.60}: send null where a value is unknown.",
+            f"Row {index} lacks column {error.args[0]!r:.30}: send null where a value is unknown.",
             row=index,
             column=error.args[0],
         ) from None
@@ -157,7 +157,7 @@ def choose_media_type(accept: str | None, sent: str) -> str:
             return sent
         if media_type == JSON or media_type in TABLES:
             return media_type
-    raise RequestError(f"Accept must name one of {JSON}, {', '.join(TABLES)}; got {accept!r:.80}.")
+    raise RequestError(f"Accept must name one of {JSON}, {', '.join(TABLES)}; got {accept!r:.40}.")
 
 
 def write_predictions(

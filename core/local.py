@@ -130,7 +130,7 @@ def _check_saves_nothing(saving: Saving | None) -> None:
 
 def _read_teacher(path: Path) -> bytes:
     if not _is_file(path):
-        raise TeacherSourceError(f"teacher must be a bundle or the file of one, got {path.name!r:.60}")
+        raise TeacherSourceError(f"teacher must be a bundle or the file of one, got {path.name!r:.50}")
     return path.read_bytes()
 
 

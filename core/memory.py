@@ -36,7 +36,7 @@ def _error(
 ) -> TrainingError:
     used = f"{allocated / 2**30:.1f} of {total / 2**30:.1f} GiB in use"
     return error(
-        f"{where} ran out of memory ({used}): lower batch_size, now {batch_size}, or hidden_dim.",
+        f"{where} ran out of memory ({used}): lower batch_size ({batch_size}) or hidden_dim.",
         batch_size=batch_size,
         allocated_bytes=allocated,
         total_bytes=total,

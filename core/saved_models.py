@@ -110,7 +110,7 @@ def model_path(model_id: str) -> str:
 
 def exists_error(model_id: str) -> ModelExistsError:
     return ModelExistsError(
-        f"Model {model_id!r} already exists: choose another model_id or set overwrite", model_id=model_id
+        f"Model {model_id!r:.36} already exists: choose another model_id or set overwrite", model_id=model_id
     )
 
 

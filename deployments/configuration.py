@@ -40,7 +40,7 @@ class Problem:
         return f"{where}{self.message}{f'; did you mean {self.nearest}?' if self.nearest else ''}"
 
 
-class ConfigurationError(Exception):
+class ConfigFileError(Exception):
     """A configuration that the service is not started with."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
@@ -73,11 +73,11 @@ def read_configuration(path: Path) -> Configuration:
     """Reads and checks a file.
 
     Raises:
-        ConfigurationError: with everything that is wrong with it.
+        ConfigFileError: with everything that is wrong with it.
     """
     content = _read(path)
     if problems := tuple(problems_of(content)):
-        raise ConfigurationError(problems)
+        raise ConfigFileError(problems)
     deploy = ServeDeploySchema.model_validate(content)
     ours = [app.args for app in deploy.applications if _is_ours(app.import_path)]
     return Configuration(path, deploy, Settings.model_validate(ours[0]) if ours else None)
@@ -110,7 +110,7 @@ def _read(path: Path) -> object:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         problem = f"the file must be YAML{line}: {getattr(error, 'problem', None) or 'it cannot be read'}"
-    raise ConfigurationError((Problem("", problem),))
+    raise ConfigFileError((Problem("", problem),))
 
 
 def _problems_of_arguments(arguments: object, path: str) -> Iterator[Problem]:

@@ -3,11 +3,14 @@
 A surface of its own dialect is named in ``_DIALECTS``, nothing else.
 """
 
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+
+from starlette.types import Message
 
 from core.errors import (
     AuthenticationError,
@@ -46,6 +49,19 @@ class Rendered:
     body: dict[str, object]
     headers: dict[str, str]
     media_type: str = "application/json"
+
+    def messages(self, **more: str) -> Iterator[Message]:
+        """The whole answer as ASGI sends it, with ``more`` headers, whose names have ``_`` for ``-``."""
+        body = json.dumps(self.body).encode()
+        headers = {
+            **self.headers,
+            **{name.replace("_", "-"): value for name, value in more.items()},
+            "content-type": self.media_type,
+            "content-length": str(len(body)),
+        }
+        raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        yield {"type": "http.response.start", "status": self.status, "headers": raw}
+        yield {"type": "http.response.body", "body": body}
 
 
 def render(error: StillhouseError, asked: Asked) -> Rendered:

@@ -13,7 +13,7 @@ from typing import Final
 
 from core.errors import StillhouseError
 from core.storage import Storage
-from deployments.configuration import Configuration, ConfigurationError, read_configuration
+from deployments.configuration import ConfigFileError, Configuration, read_configuration
 from deployments.edge.tokens import Tokens
 from deployments.settings import TOKENS_VARIABLE, Settings
 
@@ -40,7 +40,7 @@ def examine(config: Path) -> list[Check]:
     checks = [_python(), _ray(), _torch()]
     try:
         configuration = read_configuration(config)
-    except ConfigurationError as error:
+    except ConfigFileError as error:
         advice = f"Correct {config.name}; it is checked further then."
         return checks + [Check("configuration", False, str(problem), advice) for problem in error.problems]
     checks += [Check("configuration", True, config.name), check_port(configuration)]
@@ -112,7 +112,7 @@ def _write_and_read(settings: Settings) -> None:
         if storage.read(name) != b"readable":
             raise OSError("what was written could not be read back")
     finally:
-        storage.delete_folder("doctor")
+        storage.delete(name)  # alone: another doctor may be at work
 
 
 def _data_root(root: Path) -> Check:

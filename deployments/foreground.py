@@ -1,11 +1,14 @@
 """The service in the foreground: ``serve run`` that knows what it was told, and says when it is ready."""
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Final
 
+import click
 import httpx
 import ray
 from ray import serve
@@ -16,11 +19,14 @@ from deployments.configuration import Configuration
 from deployments.doctor import check_port
 from deployments.proxy import ENVIRONMENT
 
+log = logging.getLogger(__name__)
+
 ASK_EVERY_S: Final = 1.0
+LOG: Final = "its log is above, and below session_latest/logs in Ray's folder, /tmp/ray if none was set"
 
 
 class StartError(Exception):
-    """The service did not start; the message says why."""
+    """The service did not start, or did not stay; the message says why."""
 
 
 def run_in_foreground(configuration: Configuration, address: str | None, say: Callable[[str], None]) -> None:
@@ -31,26 +37,49 @@ def run_in_foreground(configuration: Configuration, address: str | None, say: Ca
         say: Told once that the service is ready, and where.
 
     Raises:
-        StartError: The port is taken, or an application could not be deployed.
+        StartError: The port is taken, an application could not be deployed, or Ray or Serve failed.
     """
     if address in (None, "local"):  # on a cluster that runs already, Serve may listen there already
         port = check_port(configuration)  # Ray itself would share it with another service
         if not port.holds:
             raise StartError(f"{port.found}: {port.advice}")
-    # A shell without job control starts what is in the background with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(ENVIRONMENT)  # Ray's processes inherit it
     watch = _Watch(configuration, say)
     threading.Thread(target=watch.run, daemon=True).start()
     place: Sequence[str] = () if address is None else ("--address", address)
     try:
-        cli.main(["run", *place, str(configuration.path)], standalone_mode=False)
-    except SystemExit:  # how it ends, in whichever way
-        pass
+        stay(lambda: cli.main(["run", *place, str(configuration.path)], standalone_mode=False))
     finally:
         watch.stopped.set()
     if watch.failure is not None:
         raise StartError(watch.failure)
+
+
+def stay(run: Callable[[], object]) -> None:
+    """Runs ``serve run``, which exits alike when it is told to stop and when it fails.
+
+    Raises:
+        StartError: It ended although neither SIGINT nor SIGTERM came.
+    """
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    # Set anew: a shell without job control starts what is in the background with SIGINT ignored.
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        run()
+    except SystemExit as end:
+        if end.code == signal.SIGTERM:  # with which Ray's handler exits
+            return
+    except click.Abort:  # SIGINT before Serve was there
+        raise
+    except Exception as error:
+        raise StartError(f"Ray or Serve failed with {type(error).__name__}: {error}; {LOG}") from error
+    if not interrupted.is_set():
+        raise StartError(f"Serve ended by itself; {LOG}")
 
 
 class _Watch:
@@ -69,7 +98,11 @@ class _Watch:
         while not self.stopped.wait(ASK_EVERY_S):
             if not (ray.is_initialized() and self._listens()):
                 continue  # asked for its status earlier, Serve would start a cluster of its own
-            applications = serve.status().applications
+            try:
+                applications = serve.status().applications
+            except Exception as error:  # noqa: BLE001  # of Ray or of Serve, which may answer again
+                log.warning("Serve does not tell its status, and is asked again: %s", error)
+                continue
             for name, application in applications.items():
                 if application.status is ApplicationStatus.DEPLOY_FAILED:
                     self.failure = f"{name} could not be deployed: {application.message}"

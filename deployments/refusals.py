@@ -1,6 +1,5 @@
 """What Serve's proxy answers by itself, in plain text, told in the dialect of the route."""
 
-import json
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -65,14 +64,5 @@ async def _send_error(error: StillhouseError, scope: Scope, start: Message, send
     given = Headers(raw=start["headers"]).get("x-request-id") or asked.get("x-request-id")
     origin = Origin.of(given, asked.get("traceparent"))
     rendered = render(error, Asked(scope["path"], asked.get("accept"), origin.request_id, origin.trace_id))
-    body = json.dumps(rendered.body).encode()
-    headers = {
-        **rendered.headers,
-        "X-Request-ID": origin.request_id,
-        "X-Trace-Id": origin.trace_id,
-        "Content-Type": rendered.media_type,
-        "Content-Length": str(len(body)),
-    }
-    raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": rendered.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    for message in rendered.messages(x_request_id=origin.request_id, x_trace_id=origin.trace_id):
+        await send(message)

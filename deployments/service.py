@@ -16,6 +16,7 @@ from deployments.settings import Settings
 
 JobKind = Literal["train", "distill"]
 Report = dict[str, object]
+"""``{"event": "started" | "epoch" | "result", …}``"""
 
 
 class Service(Protocol):

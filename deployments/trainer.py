@@ -37,7 +37,7 @@ from core.teachers import read_teacher_path
 from deployments.instruments import telemetry
 from deployments.origin import Origin
 from deployments.registry import RegistryClient
-from deployments.service import JobKind
+from deployments.service import JobKind, Report
 from deployments.settings import Settings
 
 if TYPE_CHECKING:  # importing it imports torch
@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 
 REPORT_EVERY_S = 0.25
 NICENESS = 10
-Report = dict[str, object]
-"""``{"event": "started" | "epoch" | "result", …}``"""
 
 
 class Trainer:

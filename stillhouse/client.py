@@ -1,6 +1,7 @@
 """The clients: both carry out the calls of ``stillhouse.calls``, one by blocking and one by awaiting."""
 
 import asyncio
+import dataclasses
 import functools
 import inspect
 import random
@@ -223,6 +224,7 @@ class _Common:
 
 # Others, such as a token that no header can carry, are mistakes of the caller.
 _PASSING: Final = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
+_NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 _REASONS: Final = {
     httpx.ConnectError: "no connection could be made",
     httpx.ConnectTimeout: "no connection could be made in time",
@@ -234,7 +236,7 @@ class Client(_Common):
     """A client that blocks. Close it, or use it in a ``with`` block.
 
     Every failure is raised as the class of ``stillhouse.errors`` that its code names, with the fields of
-    ``Failure`` as attributes; a service that cannot be reached is an ``UnavailableError``.
+    ``Failure`` as attributes; a service that cannot be reached is a ``ServiceUnavailableError``.
 
     Raises:
         ValueError: from the constructor, if ``base_url`` is no address.
@@ -291,7 +293,7 @@ class Client(_Common):
             try:
                 return self._attempt(call, key, attempts.remaining_s())
             except _PASSING as error:
-                failed = self._unreachable(error)
+                failed, call = self._unreachable(error), _after_silence(call, error)
             except StillhouseError as error:
                 failed = error
             self._sleep(self._before_waiting(failed, attempts.wait_after(failed)))
@@ -356,7 +358,7 @@ class AsyncClient(_Common):
             try:
                 return await self._attempt(call, key, attempts.remaining_s())
             except _PASSING as error:
-                failed = self._unreachable(error)
+                failed, call = self._unreachable(error), _after_silence(call, error)
             except StillhouseError as error:
                 failed = error
             await self._sleep(self._before_waiting(failed, attempts.wait_after(failed)))
@@ -385,6 +387,13 @@ def _checked_url(base_url: str) -> str:
     if not is_address:
         raise ValueError(f"base_url must be http:// or https:// and a host, got {base_url!r:.60}")
     return base_url.rstrip("/")
+
+
+def _after_silence(call: Call[Result], error: httpx.TransportError) -> Call[Result]:
+    """The call as it is repeated: what is missing then may be what the attempt without an answer deleted."""
+    if call.method == "DELETE" and not isinstance(error, _NOT_SENT):
+        return dataclasses.replace(call, also_reads=404)
+    return call
 
 
 def _streams(response: httpx.Response) -> bool:

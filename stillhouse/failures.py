@@ -1,12 +1,12 @@
 """Failures as a client meets them: the very classes of ``core.errors``, with what the answer said."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from core.catalogue import CATALOGUE, ErrorType
-from core.errors import StillhouseError
+from core.errors import StillhouseError, class_of
 
 UNAVAILABLE: Final = "SERVICE_UNAVAILABLE"  # no answer, or one of what stands before a service
 _DOWN: Final = (429, 502, 503, 504)
@@ -126,17 +126,10 @@ def _own(code: str, message: str, suggested_action: str, *, retryable: bool) -> 
 
 
 def _described(failure: Failure, **details: object) -> StillhouseError:
-    below = (kind for child in StillhouseError.__subclasses__() for kind in _tree(child))
-    kind = next((kind for kind in below if kind.code == failure.code), StillhouseError)
-    error = kind(failure.message, **{name: value for name, value in details.items() if value is not None})
+    given = {name: value for name, value in details.items() if value is not None}
+    error = class_of(failure.code)(failure.message, **given)
     vars(error).update(asdict(failure))
     return error
-
-
-def _tree(kind: type[StillhouseError]) -> Iterator[type[StillhouseError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _tree(child)
 
 
 def _told(content: bytes) -> dict[str, Any]:

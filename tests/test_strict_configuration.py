@@ -2,7 +2,9 @@
 
 import copy
 import json
+import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from deployments.configuration import Configuration, ConfigurationError, problems_of, read_configuration
+from deployments.configuration import ConfigFileError, Configuration, problems_of, read_configuration
 from deployments.doctor import Check, examine
+from deployments.foreground import StartError, stay
 from deployments.settings import TOKENS_VARIABLE
 from stillhouse.command_line.main import command
 
@@ -144,12 +147,12 @@ def test_arguments_of_other_applications_are_theirs():
 def test_what_is_no_configuration_is_said(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.write_text(content)
-    with pytest.raises(ConfigurationError, match="must"):
+    with pytest.raises(ConfigFileError, match="must"):
         read_configuration(path)
 
 
 def test_missing_file_is_said(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no file nothing\.yaml"):
+    with pytest.raises(ConfigFileError, match=r"no file nothing\.yaml"):
         read_configuration(tmp_path / "nothing.yaml")
 
 
@@ -204,6 +207,14 @@ def test_doctor_leaves_storage_as_it_was(file, tmp_path):
     assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
 
 
+def test_doctor_leaves_the_file_of_another_doctor(file, tmp_path):
+    other = tmp_path / "storage" / "doctor" / "other"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"readable")
+    assert held(examine(file()))["storage"]
+    assert [path for path in other.parent.iterdir() if path.is_file()] == [other]
+
+
 def test_doctor_exits_with_0_only_when_all_holds(file):
     well = CliRunner().invoke(command, ["doctor", "--config", str(file()), "--json"])
     ill = CliRunner().invoke(command, ["doctor", "--config", str(file(misspell)), "--json"])
@@ -229,6 +240,36 @@ def test_doctor_finds_a_port_that_is_taken_and_up_does_not_start_there(file):
         started = CliRunner().invoke(command, ["up", "--config", config])
     assert [name for name, holds in held(checks).items() if not holds] == ["port"]
     assert (started.exit_code, f"127.0.0.1:{taken} cannot be had" in started.stderr) == (6, True)
+
+
+@pytest.fixture
+def own_handler():
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    sys.exit()
+
+
+def failed_in_ray() -> None:
+    raise ConnectionError("no Ray there")
+
+
+@pytest.mark.parametrize("end", [interrupted, lambda: sys.exit(signal.SIGTERM)], ids=["SIGINT", "SIGTERM"])
+def test_up_ends_well_when_it_is_told_to(own_handler, end):
+    assert stay(end) is None
+
+
+@pytest.mark.parametrize(
+    ("end", "why"), [(sys.exit, "ended by itself.*logs"), (failed_in_ray, "no Ray there.*logs")]
+)
+def test_up_fails_when_serve_or_ray_did(own_handler, end, why):
+    with pytest.raises(StartError, match=why):
+        stay(end)
 
 
 def blocked(tmp_path: Path) -> str:

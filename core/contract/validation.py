@@ -103,7 +103,8 @@ def plan_saving(draft: Draft) -> None:
         return
     if given is not None and not overwrite and draft.lookups.model_exists(model_id):
         raise ModelExistsError(
-            f"Model {model_id!r} already exists: choose another model_id or set overwrite", model_id=model_id
+            f"Model {model_id!r:.36} already exists: choose another model_id or set overwrite",
+            model_id=model_id,
         )
     draft.values["saving"] = Saving(model_id, overwrite)
 

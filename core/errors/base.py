@@ -6,8 +6,14 @@ from typing import ClassVar, Final
 
 from core.catalogue import CATALOGUE, MESSAGE_CHARS, Entry, ErrorType, RetryMode, Severity
 
-_OWN_ADDRESS: Final = r"(?!/(?:api/v\d|docs|health|ws)\b)"
-_SERVER_PATH: Final = re.compile(rf"(?<![\w.]){_OWN_ADDRESS}(?:[A-Za-z]:)?(?:[/\\][\w.@+-]+){{2,}}[/\\]?")
+_OWN_ADDRESS: Final = (
+    r"/(?:(?:api/v\d+|ws)(?:/[\w.@+-]+)+|docs(?:/errors(?:/[A-Z_\d]+)?)?|health(?:/(?:live|ready))?)"
+    r"/?(?![./\\]*[\w@+-])"
+)
+_SERVER_PATH: Final = re.compile(rf"(?<![\w.])(?!{_OWN_ADDRESS})(?:[A-Za-z]:)?(?:[/\\][\w.@+-]+){{2,}}[/\\]?")
+_QUOTED_PATH: Final = re.compile(  # with blanks, which end one that stands without quotes
+    rf"""(?<=["'])(?!{_OWN_ADDRESS})(?:[A-Za-z]:)?(?:[/\\]+[^"'\n/\\]+){{2,}}/?(?=\\*["'])"""
+)
 
 
 def without_paths(text: str) -> str:
@@ -16,7 +22,7 @@ def without_paths(text: str) -> str:
     >>> without_paths("cannot open /srv/data/x.csv (denied)")
     'cannot open <path> (denied)'
     """
-    return _SERVER_PATH.sub("<path>", text)
+    return _SERVER_PATH.sub("<path>", _QUOTED_PATH.sub("<path>", text))
 
 
 class StillhouseError(Exception):

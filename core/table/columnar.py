@@ -125,7 +125,7 @@ def _ipc_batches(file: pa.NativeFile, names: list[str]) -> Iterator[pa.RecordBat
 def _damaged(kind: str) -> Iterator[None]:
     """Turn what Arrow says of a file that it cannot read into an error without any of its content."""
     message = (
-        f"The file must be a whole {kind} file and it is damaged or another kind; write and send it again."
+        f"The file must be a whole {kind} file and it is damaged or another kind; write and send it anew."
     )
     try:
         yield

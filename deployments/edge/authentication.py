@@ -8,12 +8,11 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
 
 from core.errors import AuthenticationError, InsufficientPermissionsError
-from deployments.edge.border import route_path
+from deployments.edge.border import OPEN_PATHS, route_path
 from deployments.edge.clients import Proxies
 from deployments.edge.rates import Rates
 from deployments.edge.tokens import Scope, Tokens, sent_token
 
-OPEN_PATHS: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
 OPERATOR_PATHS: Final = ("/api/v1/breakers",)
 READING_POSTS: Final = ("/api/v1/predict",)
 

@@ -1,6 +1,5 @@
 """The outermost guard: ids, the headers that get in, and every failure in the dialect of its route."""
 
-import json
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -14,6 +13,9 @@ from deployments.origin import Origin
 from deployments.proxy import CONTROL_HEADERS
 from deployments.settings import Limits
 
+DOCUMENTATION_PATHS: Final = ("/docs", "/openapi.json", "/static-offline-docs/")
+OPEN_PATHS: Final = ("/health", *DOCUMENTATION_PATHS)
+"""What they begin with: whoever asks, and however often."""
 SINGLE_HEADERS: Final = ("authorization", "content-length", "content-type", "idempotency-key")
 
 
@@ -63,7 +65,7 @@ class Border:
             await self._fail(error, scope, origin, answer)
         except ClientDisconnect:
             left = MalformedBodyError("The request must be read to its end, but the connection broke off.")
-            await self._fail(left, scope, origin, answer)
+            await self._tell(left, scope, origin, answer)  # counted as no failure: it is nobody's fault
         except Exception as error:  # noqa: BLE001  # whatever it is gets an answer, and a line in the log
             unexpected = UnexpectedError(
                 f"An unexpected error occurred (request {origin.request_id}).", original=error
@@ -85,6 +87,9 @@ class Border:
 
     async def _fail(self, error: StillhouseError, scope: Scope, origin: Origin, answer: "_Answer") -> None:
         self._observe.failed(error, scope, origin)
+        await self._tell(error, scope, origin, answer)
+
+    async def _tell(self, error: StillhouseError, scope: Scope, origin: Origin, answer: "_Answer") -> None:
         if answer.status:
             raise ConnectionError("the answer broke off after it had begun") from error
         accept = Headers(scope=scope).get("accept")
@@ -116,11 +121,8 @@ class _Answer:
             raise ClientDisconnect from error
 
     async def send_error(self, rendered: Rendered) -> None:
-        body = json.dumps(rendered.body).encode()
-        headers = {**rendered.headers, "content-type": rendered.media_type, "content-length": str(len(body))}
-        raw = [(name.lower().encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        await self.send({"type": "http.response.start", "status": rendered.status, "headers": raw})
-        await self.send({"type": "http.response.body", "body": body})
+        for message in rendered.messages():
+            await self.send(message)
 
 
 def route_path(scope: Scope) -> str:

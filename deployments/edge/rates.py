@@ -11,15 +11,13 @@ from limits.storage import storage_from_string
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from core.errors import RateLimitedError
-from deployments.edge.border import route_path
+from deployments.edge.border import OPEN_PATHS, route_path
 from deployments.settings import EdgeSettings
 
 log = logging.getLogger(__name__)
 
 RouteClass = Literal["read", "predict", "train", "write", "denied"]
 _STORE_TIMEOUT_S: Final = 0.5
-_OPEN: Final = ("/health", "/docs", "/openapi.json", "/static-offline-docs/")
-
 
 _REDIS: Final = {
     "implementation": "redispy",
@@ -76,7 +74,7 @@ class RateLimits:
         self._app, self._rates = app, rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not (path := route_path(scope)).startswith(_OPEN):
+        if scope["type"] == "http" and not (path := route_path(scope)).startswith(OPEN_PATHS):
             await self._rates.take(route_class(scope["method"], path), scope["state"]["client"])
         await self._app(scope, receive, send)
 

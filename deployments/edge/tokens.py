@@ -31,6 +31,7 @@ class Tokens:
         self._file, self._fixed = file, fixed
         self._seen: tuple[int, int, int] | None = None
         self._from_file: Mapping[str, Scope] = {}
+        self._warned_of = ""
         if file is not None:
             self._reload(file)
 
@@ -64,8 +65,11 @@ class Tokens:
         if self._file is not None:
             try:
                 self._reload(self._file)
-            except (OSError, ValueError):
-                log.warning("the file of tokens cannot be read; the last ones read stay valid")
+                self._warned_of = ""
+            except (OSError, ValueError) as error:
+                if str(error) != self._warned_of:  # once, not at every request
+                    log.warning("the file of tokens cannot be read; the last ones read stay valid")
+                self._warned_of = str(error)
         return {**self._from_file, **self._fixed}
 
     def _reload(self, file: Path) -> None:

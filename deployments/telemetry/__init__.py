@@ -106,7 +106,8 @@ class Telemetry:
 
     def failed_call(self, error: StillhouseError, method: str, origin: Origin) -> None:
         """A call through a Python handle failed."""
-        self._fail(error, "handle", method, error.entry.status, origin)
+        status = render(error, Asked(f"/api/v1/{method}")).status  # handles answer as their routes do
+        self._fail(error, "handle", method, status, origin)
 
     def replayed(self) -> None:
         """An Idempotency-Key came again and got the first answer."""

@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from deployments.edge.border import DOCUMENTATION_PATHS
+
 UNKNOWN: Final = "unknown"
 DOCUMENTATION: Final = "/docs"
-_DOCUMENTATION_PATHS: Final = ("/docs", "/openapi.json", "/static-offline-docs")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -26,7 +27,7 @@ class Endpoints:
         found = self._pattern.fullmatch(path) or self._pattern.fullmatch(path.rstrip("/"))
         if found is not None and found.lastindex is not None:
             return self._templates[found.lastindex - 1]
-        return DOCUMENTATION if path.startswith(_DOCUMENTATION_PATHS) else UNKNOWN
+        return DOCUMENTATION if path.startswith(DOCUMENTATION_PATHS) else UNKNOWN
 
 
 def _regex(template: str) -> str:

@@ -25,7 +25,7 @@ def up(context: click.Context, config: Path, address: str | None, as_json: bool)
 
     A mistake in its configuration stops the start.
     """
-    from deployments.configuration import ConfigurationError, read_configuration
+    from deployments.configuration import ConfigFileError, read_configuration
     from deployments.foreground import StartError, run_in_foreground
 
     output = Output(as_json)
@@ -33,7 +33,7 @@ def up(context: click.Context, config: Path, address: str | None, as_json: bool)
         configuration = read_configuration(config)
         output.tell(f"Stillhouse starts; its documentation will be at {configuration.url}/docs")
         run_in_foreground(configuration, address, output.tell)
-    except ConfigurationError as error:
+    except ConfigFileError as error:
         problems = [str(problem) for problem in error.problems]
         _fail(
             context,
@@ -43,7 +43,7 @@ def up(context: click.Context, config: Path, address: str | None, as_json: bool)
             problems,
         )
     except StartError as error:
-        _fail(context, output, "system_error", "The service could not be started.", [str(error)])
+        _fail(context, output, "system_error", "The service does not run.", [str(error)])
 
 
 @click.command()

@@ -223,6 +223,22 @@ def test_broken_connection_is_tried_again(scripted, clock, broken):
     assert len(requests) == 3
 
 
+@pytest.mark.parametrize("broken", [httpx.ReadError("reset"), httpx.ReadTimeout("late")])
+def test_delete_that_was_done_without_an_answer_has_succeeded(scripted, broken):
+    client, requests = scripted(broken, failing(RunNotFoundError("There is no run.")))
+    assert client.runs.delete("r") is None
+    assert len(requests) == 2
+
+
+@pytest.mark.parametrize(
+    "before", [httpx.ConnectError("refused"), failing(UnavailableError("Wait."))], ids=["unsent", "refused"]
+)
+def test_delete_of_what_never_was_there_fails(scripted, before):
+    client, _ = scripted(before, failing(RunNotFoundError("There is no run.")))
+    with pytest.raises(RunNotFoundError):
+        client.runs.delete("r")
+
+
 def test_service_that_never_answers_is_unavailable_in_the_end(scripted):
     client, requests = scripted(httpx.ConnectError("refused"), patience=Patience(attempts=3))
     with pytest.raises(UnavailableError, match="no connection could be made") as raised:

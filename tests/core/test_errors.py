@@ -253,7 +253,7 @@ def test_errors_survive_the_wrapping_that_ray_gives_to_what_a_task_raises(error)
     ("text", "clean"),
     [
         ("cannot open /srv/data/x.csv (denied)", "cannot open <path> (denied)"),
-        ("[Errno 2] No such file: '/home/a b/x'", "[Errno 2] No such file: '<path> b/x'"),
+        ("[Errno 2] No such file: '/home/a b/x'", "[Errno 2] No such file: '<path>'"),
         (r"C:\data\secret\x.csv is locked", "<path> is locked"),
         ("file:///srv/data/x.csv", "file://<path>"),
         ("input/output error, 1/2 of the rows", "input/output error, 1/2 of the rows"),

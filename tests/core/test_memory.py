@@ -13,7 +13,7 @@ FAR_TOO_MANY = 2**56
 
 @pytest.mark.parametrize("allocate", [torch.empty, np.empty, lambda count: bytearray(count)])
 def test_running_out_of_memory_names_the_batch_size_and_the_memory(allocate):
-    message = r"ran out of memory .*lower batch_size, now 4096"
+    message = r"ran out of memory .*lower batch_size \(4096\)"
     with pytest.raises(HostOutOfMemoryError, match=message) as caught, memory_errors(4096, CPU):
         allocate(FAR_TOO_MANY)
     details = caught.value.details

@@ -6,6 +6,7 @@ import time
 
 import httpx
 import pytest
+from starlette.requests import ClientDisconnect
 
 from deployments.edge.border import Border
 from deployments.edge.tokens import Tokens
@@ -166,6 +167,17 @@ async def test_file_that_cannot_be_read_leaves_the_last_tokens_valid(guarded, to
         rewrite(tokens_file, b"\xff\xfe\n")
     assert (await guarded.get(DATASETS, headers=bearer(TOKEN))).status_code == 200
     failed(await guarded.get(DATASETS, headers=bearer("wrong")), 401, "INVALID_TOKEN")
+
+
+def test_tokens_that_cannot_be_read_are_warned_of_once_per_change(tokens_file, caplog):
+    tokens = Tokens(tokens_file, {})
+    content = tokens_file.read_bytes()
+    for _ in range(2):
+        tokens_file.unlink()
+        tokens.count(), tokens.count()
+        tokens_file.write_bytes(content)
+        tokens.count()
+    assert len([record for record in caplog.records if "last ones" in record.message]) == 2
 
 
 async def test_emptied_file_lets_nobody_in(guarded, tokens_file):
@@ -409,6 +421,27 @@ async def test_answer_that_breaks_off_after_it_began_is_not_mended():
     async with edge_client(app) as client:
         with pytest.raises(ConnectionError, match="broke off"):
             await client.get("/")
+
+
+async def test_client_that_leaves_is_nobodys_fault():
+    class Watching:
+        failures, statuses = [], []
+
+        def failed(self, error, scope, origin):
+            self.failures.append(error.code)
+
+        def answered(self, scope, status, seconds):
+            self.statuses.append(status)
+
+    async def app(scope, receive, send):
+        raise ClientDisconnect
+
+    async def send(message):
+        pass
+
+    border = Border(app, observe=Watching(), clock=lambda: 0.0, limits=Limits())
+    await border({"type": "http", "method": "POST", "path": "/", "headers": []}, None, send)
+    assert (Watching.failures, Watching.statuses) == ([], [400])
 
 
 async def test_every_route_answers_every_failure_in_valid_json(client, service):

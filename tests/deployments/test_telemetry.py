@@ -562,6 +562,13 @@ async def test_details_of_an_event_are_redacted_at_any_depth(receiver, recorder)
     assert SECRET.encode() not in receiver.raw
 
 
+@pytest.mark.parametrize(("method", "status"), [("train", "400"), ("predict", "500")])
+def test_failure_of_a_handle_is_counted_with_the_status_it_answers(recorder, method, status):
+    observer = telemetry(recorder)
+    observer.failed_call(StorageError(), method, ORIGIN)
+    assert recorder.of("api_errors_total", status_code=status, endpoint="handle", method=method) == [1]
+
+
 @pytest.mark.parametrize("code", CATALOGUE)
 def test_faults_of_the_service_are_reported_and_those_of_callers_are_not(code):
     error = class_of(code)()
