@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.http_protocol import guard_http
 from deployments.origin import Origin
 from deployments.refusals import OwnWords
 from deployments.settings import traced_share
@@ -144,5 +145,6 @@ class OneRequestId:
 
 def middlewares() -> list[Middleware]:
     """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``; Serve wraps itself in them, the last outermost."""
+    guard_http()
     inner_to_outer = (PacedUploads, WithoutControlHeaders, OwnWords, OneRequestId)
     return [*(Middleware(guard) for guard in inner_to_outer), Middleware(TraceStart, share=traced_share())]

@@ -14,6 +14,7 @@ from core.errors import (
 from deployments.dialects import Asked, render
 from deployments.origin import Origin
 
+RawHeaders = list[tuple[bytes, bytes]]
 _SERVES_OWN: Final = "/-/"
 
 
@@ -31,17 +32,20 @@ class OwnWords:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
-        replaced = False
+        begun = replaced = False
 
         async def translated(message: Message) -> None:
-            nonlocal replaced
+            nonlocal begun, replaced
+            begun = True
             if message["type"] == "http.response.start" and _is_foreign(message):
                 replaced = True
-                await _send_error(_error_of(message["status"]), scope, message, send)
+                await _send_error(_error_of(message["status"]), scope, message["headers"], send)
             elif not replaced:
                 await send(message)
 
         await self._app(scope, receive, translated)
+        if not begun:  # the ingress died with the request; uvicorn would say 500 in plain text
+            await _send_error(_error_of(500), scope, [], send)
 
 
 def _is_foreign(start: Message) -> bool:
@@ -59,9 +63,9 @@ def _error_of(status: int) -> StillhouseError:
     return ServiceUnavailableError("The service is starting or restarting: try again in a few seconds.")
 
 
-async def _send_error(error: StillhouseError, scope: Scope, start: Message, send: Send) -> None:
+async def _send_error(error: StillhouseError, scope: Scope, answered: RawHeaders, send: Send) -> None:
     asked = Headers(scope=scope)
-    given = Headers(raw=start["headers"]).get("x-request-id") or asked.get("x-request-id")
+    given = Headers(raw=answered).get("x-request-id") or asked.get("x-request-id")
     origin = Origin.of(given, asked.get("traceparent"))
     rendered = render(error, Asked(scope["path"], asked.get("accept"), origin.request_id, origin.trace_id))
     for message in rendered.messages(x_request_id=origin.request_id, x_trace_id=origin.trace_id):

@@ -210,15 +210,18 @@ class _Job:
 
     def follow(self, work: "Work") -> "Outcome":
         """Runs the training to its end and passes on reports, not more often than people can read."""
-        emitted = -math.inf
+        emitted, waiting = -math.inf, None
         while True:
             try:
-                report = next(work)
+                waiting = next(work)
             except StopIteration as end:
+                if waiting is not None:  # the last epoch is told, however quick it was
+                    self._emit({"event": "epoch", **asdict(waiting)})
                 return end.value  # type: ignore[no-any-return]
             if time.monotonic() - emitted >= REPORT_EVERY_S:
                 emitted = time.monotonic()
-                self._emit({"event": "epoch", **asdict(report)})
+                self._emit({"event": "epoch", **asdict(waiting)})
+                waiting = None
 
 
 def _warm_up() -> None:

@@ -1,5 +1,6 @@
 """The root of the error tree."""
 
+import math
 import re
 from functools import cached_property
 from typing import ClassVar, Final
@@ -84,7 +85,10 @@ class StillhouseError(Exception):
 
     @cached_property
     def suggested_action(self) -> str:
-        return self.entry.action_for({"retry_after": self.retry_after_s, **self.details})
+        wait_s = self.retry_after_s
+        return self.entry.action_for(
+            {**self.details, "retry_after": None if wait_s is None else math.ceil(wait_s)}
+        )
 
 
 def class_of(code: str) -> type[StillhouseError]:

@@ -74,6 +74,7 @@ class Idempotency:
             await held.let_go(None)
             raise
         await held.let_go(done)
+        await kept.finish()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -163,13 +164,17 @@ class _Hashed:
 
 
 class _Kept:
-    """Passes an answer on and keeps it, unless it is no success or too large."""
+    """Passes an answer on and keeps it, unless it is no success or too large.
+
+    The last message waits for ``finish``: who has read the whole answer finds it kept.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._status, self._size, self._ended = 0, 0, False
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
+        self._last: Message | None = None
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -181,7 +186,14 @@ class _Kept:
             self._ended = not message.get("more_body", False)
             if self._size <= _LARGEST_ANSWER_BYTES:
                 self._parts.append(message.get("body", b""))
+            if self._ended:
+                self._last = message
+                return
         await self._send(message)
+
+    async def finish(self) -> None:
+        if self._last is not None:
+            await self._send(self._last)
 
     @property
     def is_success(self) -> bool:

@@ -54,3 +54,16 @@ async def test_success_and_addresses_of_serve_pass(status, path):
     async with saying(status) as client:
         response = await client.get(path)
     assert (response.status_code, response.text) == (status, "Internal Server Error")
+
+
+@pytest.mark.parametrize(("path", "accept"), [(TRAIN, None), ("/api/v1/predict", None), (TRAIN, PROBLEM)])
+async def test_request_that_died_with_the_ingress_is_answered_all_the_same(path, accept):
+    """Serve's proxy then returns without a message, and the server below would say 500 in plain text."""
+
+    async def silent(scope, receive, send):
+        pass
+
+    transport = httpx.ASGITransport(OwnWords(silent))
+    async with httpx.AsyncClient(transport=transport, base_url="http://stillhouse") as client:
+        response = await client.post(path, headers={"accept": accept} if accept else {})
+    failed(response, 503, "SERVICE_UNAVAILABLE")
