@@ -200,8 +200,8 @@ class Settings(Section):
     def _has_a_place_for_each_ingress(self) -> Self:
         if self.trainer.queue_capacity < self.ingress.replicas:
             raise ValueError(
-                f"trainer.queue_capacity must be at least ingress.replicas ({self.ingress.replicas}), "
-                f"got {self.trainer.queue_capacity}: raise it, or lower replicas"
+                f"trainer.queue_capacity must be at least ingress.replicas: "
+                f"{self.trainer.queue_capacity} < {self.ingress.replicas}"
             )
         return self
 

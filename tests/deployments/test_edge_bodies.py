@@ -100,7 +100,7 @@ async def test_body_that_breaks_off_is_400_and_no_failure_of_the_service(caplog)
     scope = http_scope(headers={"content-length": "500"})
     exchange = await ask(edge_of(Reader(), witness=witness), scope, [part(b"x" * 10, more=True), LEFT])
     assert exchange.outcome == (400, "MALFORMED_BODY")
-    assert [error.code for error in witness.errors] == ["MALFORMED_BODY"]
+    assert witness.errors == []  # it is nobody's
     assert "Traceback" not in caplog.text
 
 
@@ -111,7 +111,7 @@ async def test_client_that_leaves_within_its_body_is_no_500(service, path, caplo
     headers = {"content-type": "text/csv" if path == DATASETS else "application/json"}
     exchange = await ask(app, http_scope(path=path, headers=headers), [part(b'{"a"', more=True), LEFT])
     assert exchange.status == 400
-    assert {error.entry.status for error in witness.errors} == {400}
+    assert witness.errors == []
     assert "Traceback" not in caplog.text
 
 
