@@ -162,6 +162,18 @@ CATALOGUE: Final = _catalogue(
     Entry("HOST_OOM", _S, _HIGH, 500, _CHANGE, "The training process ran out of memory.", "Use fewer rows or columns, or ask for more memory, then retry."),
     Entry("RUNTIME_UNAVAILABLE", _S, _HIGH, 503, _NONE, "PyTorch is not available where training would run.", "Ask the operator to install PyTorch on the trainer nodes."),
     Entry("TRAINER_UNREACHABLE", _T, _MEDIUM, 503, _AUTO, "Training cannot start right now.", "The service is busy or restarting; try again in {retry_after} s.", 30),
+    # Training jobs (seed 001; jobs.md, section 14)
+    Entry("JOB_NOT_FOUND", _P, _LOW, 404, _NONE, "There is no such training job.", "Check its id: GET /api/v1/training-jobs lists your jobs."),
+    Entry("JOB_STATE_CONFLICT", _P, _LOW, 409, _NONE, "This is not possible while the job is {state}.", "Read the job's status before you ask for another."),
+    Entry("JOB_CANCELLED", _P, _LOW, 409, _CHANGE, "The job was cancelled.", "Retry the job to run it again."),
+    Entry("JOB_STALE", _S, _HIGH, 504, _DELAY, "The training was silent for {silent_s} seconds and was ended.", "Retry the job; it goes on from its last checkpoint.", 30),
+    Entry("WORKER_DIED", _T, _HIGH, 500, _AUTO, "The trainer of this job was lost.", "Wait: the job goes on from its last checkpoint by itself.", 30),
+    Entry("GPU_UNAVAILABLE", _T, _HIGH, 503, _AUTO, "No GPU is free for this job.", "Wait until one is free, or run the job on the CPU.", 30),
+    Entry("DISK_FULL", _S, _HIGH, 500, _DELAY, "The disk of the trainer or of storage is full.", "Tell the operator, then retry the job.", 60),
+    Entry("SNAPSHOT_FAILED", _S, _HIGH, 500, _DELAY, "The snapshot of the dataset could not be written.", "Retry the job; tell the operator if it persists.", 30),
+    Entry("CHECKPOINT_INVALID", _P, _MEDIUM, 422, _CHANGE, "The checkpoint is damaged or of another model.", "Start from another checkpoint, or anew."),
+    Entry("CALLBACK_REJECTED", _U, _LOW, 400, _CHANGE, "The callback of the trainer is not valid.", "Send what the message names."),
+    Entry("MODEL_NOT_READY", _T, _LOW, 409, _DELAY, "The job has no model yet.", "Wait until the job is completed.", 10),
     # Parts of the service, and services beside it (seed 001)
     Entry("NETWORK_ERROR", _T, _MEDIUM, 503, _AUTO, "Unable to connect to {service}.", "Try again in a few seconds.", 5),
     Entry("SERVICE_UNAVAILABLE", _T, _HIGH, 503, _AUTO, "Part of the service does not answer at this time.", "Try again in {retry_after} s.", 5),

@@ -60,7 +60,7 @@ def paginate(
     start = 0 if cursor is None else _position_after(items_sorted, key, _decode(cursor))
     data = list(items_sorted[start : start + limit])
     more = start + limit < len(items_sorted)
-    return Page(data, _encode(_position(key(data[-1]))) if more else None)
+    return Page(data, cursor_of(_position(key(data[-1]))) if more else None)
 
 
 def _position(key: PageKey) -> _Position:
@@ -77,8 +77,17 @@ def _shape(position: _Position) -> list[bool]:
     return [isinstance(part, str) for part in position]
 
 
-def _encode(position: _Position) -> str:
+def cursor_of(position: tuple[float | str, ...]) -> str:
+    """The cursor that says: all up to this one was shown."""
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode().rstrip("=")
+
+
+def position_of(cursor: str, parts: int) -> tuple[float | str, ...]:
+    """What ``cursor_of`` was given, of so many parts; raises RequestError for anything else."""
+    position = _decode(cursor)
+    if len(position) != parts:
+        _refuse()
+    return position
 
 
 def _decode(cursor: str) -> _Position:

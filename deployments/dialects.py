@@ -77,21 +77,21 @@ def handler_answer(error: StillhouseError, _: Asked | None = None) -> tuple[int,
     if isinstance(error, RunNotFoundError):
         return 404, {"status": "error", "error": TEACHER_NOT_FOUND}
     from_data = isinstance(error, DatasetError)  # 413 is for bodies, and the edge's
-    status = error.entry.status if error.entry.status in _HANDLER_STATUSES and not from_data else 400
+    status = error.status if error.status in _HANDLER_STATUSES and not from_data else 400
     return status, {"status": "error", "error": redact_text(error.message)}
 
 
 def detail_answer(error: StillhouseError, _: Asked) -> tuple[int, dict[str, object]]:
     """``{"detail": …}``; schema errors are an array (seeds 002 and 003)."""
     body: dict[str, object] = {"detail": violations(error) or redact_text(error.message)}
-    if error.entry.status == 429:
+    if error.status == 429:
         body["retry_after"] = _whole_seconds(error)
-    return error.entry.status, body
+    return error.status, body
 
 
 def platform_answer(error: StillhouseError, asked: Asked) -> tuple[int, dict[str, object]]:
     """``{"error": {…}}`` (seed 001)."""
-    return error.entry.status, {"error": platform_error(error, asked)}
+    return error.status, {"error": platform_error(error, asked)}
 
 
 def platform_error(error: StillhouseError, asked: Asked) -> dict[str, object]:
@@ -103,7 +103,7 @@ def platform_error(error: StillhouseError, asked: Asked) -> dict[str, object]:
         "message": redact_text(error.user_message),
         "suggested_action": error.suggested_action,
         "retryable": error.retryable,
-        "retry_mode": error.entry.retry.value,
+        "retry_mode": error.retry_mode.value,
         "retry_after": _whole_seconds(error),
         "param": error.details.get("field"),
         "errors": violations(error),

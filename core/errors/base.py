@@ -63,13 +63,24 @@ class StillhouseError(Exception):
         return self.entry.severity
 
     @cached_property
+    def status(self) -> int:
+        """Of HTTP, in every dialect but seed 000's."""
+        return self.entry.status
+
+    @cached_property
+    def retry_mode(self) -> RetryMode:
+        return self.entry.retry
+
+    @cached_property
     def retryable(self) -> bool:
-        return self.entry.retryable
+        """Whether it can succeed although the request was right: not where the request must change."""
+        acts = self.error_type in (ErrorType.TRANSIENT, ErrorType.SYSTEM_ERROR)
+        return self.retry_mode is not RetryMode.NONE and acts
 
     @property
     def may_repeat(self) -> bool:
         """Whether the very same request may succeed later: retryable without a change."""
-        return self.retryable and self.entry.retry is not RetryMode.AFTER_CHANGE
+        return self.retryable and self.retry_mode is not RetryMode.AFTER_CHANGE
 
     @cached_property
     def retry_after_s(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 
-from core.catalogue import ErrorType
+from core.catalogue import ErrorType, RetryMode, Severity
 from core.errors.base import StillhouseError
 
 # ── Transient ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -46,6 +46,20 @@ class TrainingStoppedError(ServiceUnavailableError):
     """Nobody waits for the answer any more, or the service is going down."""
 
     code = "TRAINING_STOPPED"
+
+
+class WorkerDiedError(ServiceUnavailableError):
+    """The process that ran a job is gone."""
+
+    code = "WORKER_DIED"
+
+
+class GpuUnavailableError(ServiceUnavailableError):
+    code = "GPU_UNAVAILABLE"
+
+
+class ModelNotReadyError(ServiceUnavailableError):
+    code = "MODEL_NOT_READY"
 
 
 class MlflowUnavailableError(ServiceUnavailableError):
@@ -121,6 +135,50 @@ class RunNotFoundError(ResourceNotFoundError):
 
 class ModelNotFoundError(ResourceNotFoundError):
     code = "MODEL_NOT_FOUND"
+
+
+class JobNotFoundError(ResourceNotFoundError):
+    code = "JOB_NOT_FOUND"
+
+
+class JobStateConflictError(StillhouseError):
+    """Details: ``state``, the job's current one."""
+
+    code = "JOB_STATE_CONFLICT"
+
+
+class JobBusyError(JobStateConflictError):
+    """What is asked will be possible when the job has ended."""
+
+    @cached_property
+    def retryable(self) -> bool:
+        return True
+
+    @cached_property
+    def retry_mode(self) -> RetryMode:
+        return RetryMode.AFTER_DELAY
+
+
+class JobCancelledError(StillhouseError):
+    code = "JOB_CANCELLED"
+
+
+class CheckpointError(ConfigurationError):
+    """A kept state of a training that cannot be gone on from."""
+
+    code = "CHECKPOINT_INVALID"
+
+
+class CheckpointMissingError(CheckpointError):
+    """There is none to go on from (jobs.md, row 58)."""
+
+    @cached_property
+    def status(self) -> int:
+        return 409
+
+    @cached_property
+    def severity(self) -> Severity:
+        return Severity.LOW
 
 
 class InsufficientPermissionsError(StillhouseError):
@@ -200,6 +258,18 @@ class ModelExistsError(ResourceConflictError):
     code = "MODEL_EXISTS"
 
 
+class CallbackRejectedError(RequestError):
+    code = "CALLBACK_REJECTED"
+
+
+class CallbackForeignError(CallbackRejectedError):
+    """A token of another job (jobs.md, row 49)."""
+
+    @cached_property
+    def status(self) -> int:
+        return 403
+
+
 class QuotaExceededError(StillhouseError):
     """Details: ``resource``, ``limit``, ``current``."""
 
@@ -239,10 +309,56 @@ class DatabaseError(StillhouseError):
     code = "DATABASE_ERROR"
 
 
+class DatabaseUnavailableError(DatabaseError):
+    """No connection could be had, so nothing was done: the same call may succeed soon (jobs.md, row 65)."""
+
+    @cached_property
+    def status(self) -> int:
+        return 503
+
+    @cached_property
+    def retry_mode(self) -> RetryMode:
+        return RetryMode.AUTO
+
+    @cached_property
+    def retry_after_s(self) -> float:
+        return 5.0
+
+
+class DatabaseTimeoutError(DatabaseError):
+    """A statement took longer than it may (jobs.md, row 66)."""
+
+    @cached_property
+    def status(self) -> int:
+        return 504
+
+    @cached_property
+    def error_type(self) -> ErrorType:
+        return ErrorType.PERMANENT
+
+    @cached_property
+    def severity(self) -> Severity:
+        return Severity.MEDIUM
+
+    @cached_property
+    def retry_mode(self) -> RetryMode:
+        return RetryMode.NONE
+
+
 class StorageError(StillhouseError):
     """Details: ``operation``, ``bucket``, ``key``."""
 
     code = "STORAGE_ERROR"
+
+
+class DiskFullError(StorageError):
+    code = "DISK_FULL"
+
+
+class SnapshotError(StorageError):
+    """What a job is to read could not be recorded."""
+
+    code = "SNAPSHOT_FAILED"
 
 
 class UnexpectedError(StillhouseError):
@@ -277,3 +393,9 @@ class CudaOutOfMemoryError(TrainingError):
 
 class HostOutOfMemoryError(TrainingError):
     code = "HOST_OOM"
+
+
+class JobStaleError(TrainingError):
+    """Details: ``silent_s``."""
+
+    code = "JOB_STALE"

@@ -105,7 +105,7 @@ def is_fault(error: StillhouseError) -> bool:
     if error.code == TrainingError.code:
         return False
     grave = error.severity in (Severity.HIGH, Severity.CRITICAL)
-    return error.error_type is ErrorType.SYSTEM_ERROR or (grave and error.entry.status >= 500)
+    return error.error_type is ErrorType.SYSTEM_ERROR or (grave and error.status >= 500)
 
 
 def tags_of(error: StillhouseError | None) -> dict[str, str]:
