@@ -63,6 +63,34 @@ class TrainerSettings(Section):
     runtime_env: dict[str, object] = {}
 
 
+class JobSettings(Section):
+    """Training jobs.
+
+    Attributes:
+        database_url: The ledger: ``sqlite:///file``, on the head node, or ``postgresql+psycopg://…``.
+        running_per_user, active_per_user, queue_capacity: How many run at once, have not ended, or wait.
+        losses: Trainers that a job may lose before it fails.
+        lost_after_s: Without a heartbeat a trainer is taken for lost.
+        warn_after_s, stale_after_s: A training that does not go on is warned of, and then ended.
+        time_limit_s: Of one attempt; a job may ask for less.
+        checkpoint_every_s: Between two checkpoints of a training.
+        stop_within_s: A trainer that a cancel does not stop in this time is killed.
+    """
+
+    name: str = "stillhouse-jobs"
+    database_url: str = Field("sqlite:///~/.stillhouse/jobs.db", repr=False)
+    running_per_user: PositiveInt = 4
+    active_per_user: PositiveInt = 2000
+    queue_capacity: PositiveInt = 10_000
+    losses: int = Field(3, ge=0)
+    lost_after_s: PositiveFloat = 15
+    warn_after_s: PositiveFloat = 600
+    stale_after_s: PositiveFloat = 1800
+    time_limit_s: PositiveFloat = 86_400
+    checkpoint_every_s: PositiveFloat = 10
+    stop_within_s: PositiveFloat = 10
+
+
 class PredictorSettings(Section):
     """Predictor replicas.
 
@@ -182,6 +210,7 @@ class Settings(Section):
     registry: RegistrySettings = RegistrySettings()
     trainer: TrainerSettings = TrainerSettings()
     predictor: PredictorSettings = PredictorSettings()
+    jobs: JobSettings = JobSettings()
     ingress: IngressSettings = IngressSettings()
     edge: EdgeSettings = EdgeSettings()
     limits: Limits = Limits()

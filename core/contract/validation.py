@@ -134,7 +134,7 @@ def check_bounds(table: Mapping[str, NumberField]) -> Step:
         assert isinstance(epochs, int)  # noqa: S101  # it has a default
         replaced(table["early_stopping_patience"], high=epochs).check(patience)  # type: ignore[arg-type]
         draft.values["early_stopping_patience"] = min(10, epochs) if patience is None else patience
-        draft.values |= {"task": _task(draft.payload), "device": _device(draft.payload)}
+        draft.values |= {"task": parse_task(draft.payload), "device": parse_device(draft.payload)}
 
     return check
 
@@ -243,7 +243,8 @@ def _unknown_fields(payload: Payload, known: set[str]) -> Iterable[str]:
         yield f"{len(unknown) - UNKNOWN_FIELDS_SHOWN} more unknown fields are ignored"
 
 
-def _task(payload: Payload) -> str:
+def parse_task(payload: Payload) -> str:
+    """Raises ParameterError."""
     task = payload.get("task")
     if task is None:
         return "auto"
@@ -254,7 +255,8 @@ def _task(payload: Payload) -> str:
     return str(task)
 
 
-def _device(payload: Payload) -> str | None:
+def parse_device(payload: Payload) -> str | None:
+    """Raises ParameterError."""
     device = payload.get("device")
     if device is None:
         return None

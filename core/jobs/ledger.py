@@ -21,7 +21,7 @@ from core.errors import (
 from core.jobs import tables as t
 from core.jobs.database import Database
 from core.jobs.moves import Moves, Rules
-from core.jobs.records import Assignment, Executor, Job, NewJob, Report, Verdict
+from core.jobs.records import Assignment, Executor, Failure, Job, NewJob, Report, Verdict
 from core.jobs.rows import (
     close_attempt,
     count_jobs,
@@ -200,11 +200,23 @@ class Ledger:
 
         def work(connection: Connection) -> tuple[Job, bool]:
             job = get_job(connection, job_id, lock=True)
-            if not is_current(job, attempt) and not (job.state in WAITING and job.attempt == attempt):
+            if not is_current(job, attempt):
                 return job, False
             return self._moves.failed(connection, job, error), True
 
         return self._ended("fail", work)
+
+    def fail_waiting(self, job_id: str, attempt: int, error: StillhouseError) -> None:
+        """No trainer could be reached for a job: it fails, unless one took it after all."""
+
+        def work(connection: Connection) -> Job:
+            job = get_job(connection, job_id, lock=True)
+            if job.attempt != attempt or job.state not in WAITING:
+                return job
+            failure = Failure.of(error).to_dict()
+            return self._moves.end(connection, set_job(connection, job, error=failure), JobState.FAILED)
+
+        self._change("fail", work)
 
     def lost(self, worker: str) -> list[Job]:
         """A worker is gone: what it ran goes on elsewhere, or ends."""

@@ -356,5 +356,3 @@ class TestReading:
         office.ledger.claim("w1")
         office.ledger.report("job-1", 1, Report(epochs=(epoch(1, 0.0), epoch(2, 0.5))))
         assert office.job("job-1").best["validation_loss"] == 0.0
-
-
