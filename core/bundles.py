@@ -75,9 +75,9 @@ class Bundle:
         }
         tensors = {f"weights.{name}": array for name, array in self.weights.items()}
         tensors |= {f"encoder.{name}": array for name, array in encoder_arrays.items()}
-        header["sha256"] = _checksum(header, tensors)
+        header["sha256"] = checksum(header, tensors)
         # One key only: safetensors writes several in an order that changes from call to call.
-        return save_tensors(tensors, {"stillhouse": _dump(header)})
+        return save_tensors(tensors, {"stillhouse": dump_header(header)})
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "Bundle":
@@ -89,7 +89,7 @@ class Bundle:
         header = read_header(bytes(data[: 8 + header_length(data)]))
         try:
             tensors = load_tensors(bytes(data))
-            intact = header.pop("sha256", None) == _checksum(header, tensors)
+            intact = header.pop("sha256", None) == checksum(header, tensors)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(_DAMAGED) from error
         if not intact:
@@ -139,13 +139,14 @@ _HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights
 _LARGEST_HEADER: Final = 100_000_000  # the limit of safetensors itself
 
 
-def _dump(header: Mapping[str, object]) -> str:
+def dump_header(header: Mapping[str, object]) -> str:
+    """A header as JSON, the same text for the same values."""
     return json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _checksum(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -> str:
+def checksum(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -> str:
     """SHA-256 over the header and every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(_dump(header).encode())
+    digest = hashlib.sha256(dump_header(header).encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"\0{name}\0{array.dtype.str}\0{np.shape(tensors[name])}\0".encode())

@@ -158,6 +158,7 @@ CATALOGUE: Final = _catalogue(
     Entry("TRAINING_DIVERGED", _P, _MEDIUM, 422, _CHANGE, "Training stopped because the loss is no longer a number.", "Lower learning_rate, or check the columns for extreme values."),
     Entry("TRAINING_TIMEOUT", _P, _MEDIUM, 504, _CHANGE, "Training passed its limit of {limit_s} seconds.", "Lower epochs or send fewer rows."),
     Entry("TRAINING_STOPPED", _T, _LOW, 503, _AUTO, "Training was stopped before it ended.", "Send the request again.", 5),
+    Entry("CHECKPOINT_INVALID", _P, _MEDIUM, 422, _CHANGE, "Training cannot go on from this checkpoint.", "Resume from another checkpoint, or start anew."),
     Entry("CUDA_OOM", _S, _HIGH, 500, _CHANGE, "The GPU ran out of memory during training.", "Lower batch_size (now {batch_size}) or choose a smaller model, then retry."),
     Entry("HOST_OOM", _S, _HIGH, 500, _CHANGE, "The training process ran out of memory.", "Use fewer rows or columns, or ask for more memory, then retry."),
     Entry("RUNTIME_UNAVAILABLE", _S, _HIGH, 503, _NONE, "PyTorch is not available where training would run.", "Ask the operator to install PyTorch on the trainer nodes."),

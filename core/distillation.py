@@ -16,6 +16,7 @@ from core.evaluation import fidelity, report
 from core.losses import Objective, blend, cross_entropy, distillation_divergence, squared_error
 from core.models import count_parameters, export_weights, load_network
 from core.pipeline import (
+    Keeping,
     Outcome,
     Prepared,
     Work,
@@ -39,7 +40,7 @@ from core.prediction import as_prediction
 from core.schema import column_infos
 from core.table import Opener
 from core.target import encode_target
-from core.training import Stop, choose_device, outputs_of
+from core.training import Checkpoints, Stop, choose_device, outputs_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,15 +57,22 @@ class Teacher:
     reference: Mapping[str, str]
 
 
-def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: Stop) -> Work:
+def distill(
+    request: DistillRequest,
+    open_file: Opener,
+    teacher: Teacher,
+    stop: Stop,
+    checkpoints: Checkpoints | None = None,
+) -> Work:
     """Trains a student on the labels and on the teacher's outputs, which are computed once.
 
     The student inherits the teacher's encoder, classes and target scaling; the teacher is not changed.
 
     Yields:
-        A report per epoch.
+        A report per epoch that ran here.
 
     Raises:
+        CheckpointError: if the latest state is damaged, or of another request, table or teacher.
         StillhouseError: what only the data, the teacher or the device can tell.
     """
     started = time.perf_counter()
@@ -93,7 +101,9 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     hard = cross_entropy(data.target, len(master.classes)) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
     schedule = schedule_of(request, len(split.train), architecture)
-    epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
+    settings = settings_of(request, schedule)
+    keeping = Keeping(checkpoints, settings, architecture, master.encoder, master.weights)
+    progress = yield from run(network, objective, data, schedule, stop, keeping)
     trained = time.perf_counter()
 
     bundle = dataclasses.replace(
@@ -104,7 +114,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
         weights=export_weights(network),
         temperature=1.0,
         schema=schema_of(request, infos, master.encoder, master.classes),
-        settings=settings_of(request, schedule),
+        settings=settings,
         lineage={"teacher": dict(teacher.reference)},
     )
     bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
@@ -119,7 +129,7 @@ def distill(request: DistillRequest, open_file: Opener, teacher: Teacher, stop: 
     return Outcome(
         bundle=bundle,
         file=file,
-        epochs_run=epochs_run,
+        epochs_run=progress.epoch,
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),

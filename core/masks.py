@@ -16,12 +16,20 @@ class Masks(Protocol):
         It is read only, and holds until the next draw.
         """
 
+    def begin(self, epoch: int) -> None:
+        """Goes on with the masks of an epoch, which are the same whatever was drawn before."""
+
 
 def masks_for(probability: float, device: torch.device, seed: int, stream: int) -> Masks:
     """Masks on the device; equal arguments draw equal ones, and streams are independent."""
     if device.type == "cpu":
         return BlockMasks(probability, seed, stream)
     return DeviceMasks(probability, device, seed, stream)
+
+
+def seed_from(*entropy: int) -> int:
+    """A seed for a generator of PyTorch; other numbers give an independent one."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class BlockMasks:
@@ -32,11 +40,15 @@ class BlockMasks:
     """
 
     def __init__(self, probability: float, seed: int, stream: int) -> None:
-        self._bits = np.random.SFC64(np.random.SeedSequence((seed, stream)))
+        self._seed, self._stream = seed, stream
         self._dropped = round(probability * 2**16)
         self._shape: torch.Size | None = None
         self._masks: tuple[Tensor, ...] = ()
-        self._next = 0
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        self._bits = np.random.SFC64(np.random.SeedSequence((self._seed, self._stream, epoch)))
+        self._next = len(self._masks)
 
     def draw(self, like: Tensor) -> Tensor:
         if self._shape != like.shape:
@@ -66,8 +78,12 @@ class DeviceMasks:
 
     def __init__(self, probability: float, device: torch.device, seed: int, stream: int) -> None:
         self._kept = 1 - probability
-        words = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)
-        self._generator = torch.Generator(device).manual_seed(int(words[0] >> np.uint64(1)))
+        self._seed, self._stream = seed, stream
+        self._generator = torch.Generator(device)
+        self.begin(0)
+
+    def begin(self, epoch: int) -> None:
+        self._generator.manual_seed(seed_from(self._seed, self._stream, epoch))
 
     def draw(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).bernoulli_(self._kept, generator=self._generator).div_(self._kept)

@@ -84,6 +84,13 @@ def seed_dropout(network: nn.Module, seed: int, device: torch.device) -> None:
         dropout.masks = masks_for(dropout.probability, device, seed, stream)
 
 
+def begin_epoch(network: nn.Module, epoch: int) -> None:
+    """Lets each dropout go on with the masks of that epoch."""
+    for module in network.modules():
+        if isinstance(module, Dropout) and module.masks is not None:
+            module.masks.begin(epoch)
+
+
 def load_network(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> nn.Sequential:
     """The network with the given weights, in evaluation mode.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.architecture import Architecture, design
 from core.bundles import Bundle
+from core.checkpoints import Progress, fingerprint_of
 from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
 from core.encoding import Encoder
@@ -29,6 +30,7 @@ from core.splits import Split, split_rows
 from core.table import ColumnInfo, Opener, read_table
 from core.target import Target, infer_target
 from core.training import (
+    Checkpoints,
     EpochReport,
     Rows,
     Schedule,
@@ -96,13 +98,16 @@ class Prepared:
         )
 
 
-def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
-    """Reads, encodes, trains and evaluates; stores nothing.
+def train(
+    request: TrainRequest, open_file: Opener, stop: Stop, checkpoints: Checkpoints | None = None
+) -> Work:
+    """Reads, encodes, trains and evaluates; stores nothing but states in ``checkpoints``.
 
     Yields:
-        A report per epoch.
+        A report per epoch that ran here.
 
     Raises:
+        CheckpointError: if the latest state is damaged, or of another request, table or architecture.
         StillhouseError: what only the data or the device can tell.
     """
     started = time.perf_counter()
@@ -134,7 +139,9 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
     network = new_network(architecture, encoder, request.random_seed, device)
     objective = _objective(request, data, classes, features, stop)
     schedule = schedule_of(request, len(split.train), architecture)
-    epochs_run = yield from run(network, objective, data, schedule, architecture.hidden_dim, stop)
+    settings = settings_of(request, schedule)
+    keeping = Keeping(checkpoints, settings, architecture, encoder)
+    progress = yield from run(network, objective, data, schedule, stop, keeping)
     trained = time.perf_counter()
 
     mean, std = target_scale(target, split)
@@ -150,14 +157,14 @@ def train(request: TrainRequest, open_file: Opener, stop: Stop) -> Work:
         target_std=std,
         temperature=_temperature(request, network, data),
         schema=schema_of(request, infos, encoder, classes),
-        settings=settings_of(request, schedule),
+        settings=settings,
         lineage={"teacher": None},
     )
     bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
     return Outcome(
         bundle=bundle,
         file=bundle.to_bytes(),
-        epochs_run=epochs_run,
+        epochs_run=progress.epoch,
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
@@ -282,16 +289,57 @@ def schedule_of(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where the states of a training are kept, and what they belong to.
+
+    Attributes:
+        settings: Of the request as it is carried out.
+        teacher: The weights that teach, of a distillation.
+    """
+
+    checkpoints: Checkpoints | None
+    settings: Mapping[str, object]
+    architecture: Architecture
+    encoder: Encoder
+    teacher: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def fingerprint(self, data: Prepared) -> str:
+        """Settings, shapes, split and targets: what costs little and has the same bits on every machine."""
+        described = {
+            "settings": self.settings,
+            "architecture": dataclasses.asdict(self.architecture),
+            "features": self.encoder.feature_names,
+        }
+        split = data.split
+        teacher = (self.teacher[name] for name in sorted(self.teacher))
+        arrays = (split.train, split.validation, split.test, data.truth, *teacher)
+        return fingerprint_of(described, arrays)
+
+
 def run(
-    network: nn.Sequential, objective: Objective, data: Prepared, schedule: Schedule, width: int, stop: Stop
-) -> Generator[EpochReport, None, int]:
-    """Fits the network and returns how many epochs that took."""
-    epoch, batch_size = 0, schedule.batch_size
-    with threads_for(batch_size, max(width, 1)), memory_errors(batch_size, data.features.device):
-        for epoch_report in fit(network, objective, data.rows(), schedule, stop):
-            epoch = epoch_report.epoch
-            yield epoch_report
-    return epoch
+    network: nn.Sequential,
+    objective: Objective,
+    data: Prepared,
+    schedule: Schedule,
+    stop: Stop,
+    keeping: Keeping,
+) -> Generator[EpochReport, None, Progress]:
+    """Fits the network, from the latest state where there is one."""
+    batch_size, width = schedule.batch_size, max(keeping.architecture.hidden_dim, 1)
+    fingerprint = keeping.fingerprint(data) if keeping.checkpoints else ""
+    with threads_for(batch_size, width), memory_errors(batch_size, data.features.device):
+        return (
+            yield from fit(
+                network,
+                objective,
+                data.rows(),
+                schedule,
+                stop,
+                checkpoints=keeping.checkpoints,
+                fingerprint=fingerprint,
+            )
+        )
 
 
 def evaluate(bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared) -> dict[str, object]:

@@ -6,7 +6,7 @@ Axes: N rows of the table, F features, B rows of a batch, C outputs.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,20 @@ from core.losses import Objective
 class Step(Protocol):
     def __call__(self, rows_B: Tensor, learning_rate: float) -> Tensor:
         """Learns from the rows; returns their loss, a scalar tensor, as it was before."""
+
+    def moments(self) -> "Moments":
+        """What Adam remembers; copies."""
+
+    def restore(self, moments: "Moments") -> None:
+        """Goes on as the step did whose moments these are; raises ValueError if they are of other weights."""
+
+
+class Moments(TypedDict):
+    """Adam's moving means over all P weights that learn, in their order, and how many steps there were."""
+
+    mean_P: Tensor
+    square_P: Tensor
+    steps: Tensor
 
 
 StepMaker = Callable[[nn.Sequential, Objective, Tensor], Step]
@@ -46,6 +60,25 @@ class EagerStep:
         self._optimizer.step()
         return loss.detach()
 
+    def moments(self) -> Moments:
+        kept = [self._optimizer.state[parameter] for parameter in _learning(self._network)]
+        mean_P, square_P = (torch.cat([state[name].flatten() for state in kept]) for name in _MOMENTS)
+        return {"mean_P": mean_P, "square_P": square_P, "steps": kept[0]["step"].clone()}
+
+    def restore(self, moments: Moments) -> None:
+        parameters = _learning(self._network)
+        _check_size(moments, parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        means, squares = moments["mean_P"].split(sizes), moments["square_P"].split(sizes)
+        for parameter, mean, square in zip(parameters, means, squares, strict=True):
+            self._optimizer.state[parameter] = {
+                "step": moments["steps"].to(parameter.device, copy=True),
+                **{
+                    name: value.view_as(parameter).to(parameter.device, copy=True)
+                    for name, value in zip(_MOMENTS, (mean, square), strict=True)
+                },
+            }
+
 
 class FlatStep:
     """Closed forms over flat weights, buffers of its own, and one call of Adam: for the CPU.
@@ -71,6 +104,20 @@ class FlatStep:
         self._adam.step(learning_rate)
         return loss
 
+    def moments(self) -> Moments:
+        adam = self._adam
+        return {
+            "mean_P": adam.mean_P.clone(),
+            "square_P": adam.square_P.clone(),
+            "steps": self._steps.clone(),
+        }
+
+    def restore(self, moments: Moments) -> None:
+        _check_size(moments, _learning(self._network))
+        self._adam.mean_P.copy_(moments["mean_P"])
+        self._adam.square_P.copy_(moments["square_P"])
+        self._steps.copy_(moments["steps"])
+
     def _batch(self, rows: int) -> tuple[Tensor, Network]:
         """Buffers for batches of that size: an epoch has two sizes at most."""
         if rows not in self._batches:
@@ -88,14 +135,14 @@ class _FlatAdam:
 
     def __init__(self, weights_P: Tensor, gradients_P: Tensor, steps: Tensor) -> None:
         self._weights_P, self._gradients_P, self._steps = weights_P, gradients_P, steps
-        self._mean_P, self._square_P = torch.zeros_like(weights_P), torch.zeros_like(weights_P)
+        self.mean_P, self.square_P = torch.zeros_like(weights_P), torch.zeros_like(weights_P)
 
     def step(self, learning_rate: float) -> None:
         torch._fused_adam_(
             [self._weights_P],
             [self._gradients_P],
-            [self._mean_P],
-            [self._square_P],
+            [self.mean_P],
+            [self.square_P],
             [],
             [self._steps],
             lr=learning_rate,
@@ -118,6 +165,16 @@ def _flatten(network: nn.Module) -> tuple[Tensor, Tensor]:
     for parameter, weights, gradients in parts:
         parameter.data, parameter.grad = weights.view_as(parameter), gradients.view_as(parameter)
     return weights_P, gradients_P
+
+
+_MOMENTS: Final = ("exp_avg", "exp_avg_sq")  # as torch.optim.Adam calls them
+
+
+def _check_size(moments: Moments, parameters: list[nn.Parameter]) -> None:
+    size = sum(parameter.numel() for parameter in parameters)
+    shapes = tuple(moments[name].shape for name in ("mean_P", "square_P", "steps"))
+    if shapes != ((size,), (size,), ()):
+        raise ValueError(f"moments must be of {size} weights, however their shapes are {shapes}")
 
 
 def _batch_counts(network: nn.Module) -> list[Tensor]:

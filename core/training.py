@@ -5,16 +5,20 @@ Axes: N rows of the table, F features, C outputs, B rows of a batch.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.errors import ParameterError, TrainingDivergedError, TrainingStoppedError
+from core.checkpoints import Checkpoint, Progress
+from core.errors import CheckpointError, ParameterError, TrainingDivergedError, TrainingStoppedError
 from core.losses import Objective
-from core.models import seed_dropout
+from core.masks import seed_from
+from core.models import begin_epoch, seed_dropout
 from core.steps import Step, StepMaker, choose_step
 
 EVALUATION_ROWS = 16_384
@@ -70,6 +74,21 @@ class Rows:
     validation: Tensor
 
 
+class Checkpoints(Protocol):
+    """Where a training keeps its state, so that another may go on from it.
+
+    A failure to keep is the implementation's to bear: what it raises ends the training.
+    """
+
+    def latest(self) -> bytes | None:
+        """The state to go on from; None starts anew."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether to keep the state after this epoch, whose report was taken."""
+
+    def keep(self, epoch: int, state: bytes) -> None: ...
+
+
 def fit(
     network: nn.Sequential,
     objective: Objective,
@@ -77,36 +96,58 @@ def fit(
     schedule: Schedule,
     stop: Stop,
     make_step: StepMaker = choose_step,
-) -> Generator[EpochReport, None, None]:
+    checkpoints: Checkpoints | None = None,
+    fingerprint: str = "",
+) -> Generator[EpochReport, None, Progress]:
     """Minimises ``objective`` with Adam; leaves the best weights in ``network``, in evaluation mode.
 
     The learning rate falls along half a cosine to a hundredth (Loshchilov and Hutter 2017). Same network,
-    rows and schedule on the same device give the same bits.
+    rows and schedule on the same device give the same bits, also where a training goes on from a checkpoint:
+    batch order and dropout of an epoch follow from the seed and the epoch alone.
+
+    Args:
+        fingerprint: Of what the checkpoints belong to.
 
     Yields:
-        One report per epoch.
+        One report per epoch that ran here.
+
+    Returns:
+        How far it came, epochs before a checkpoint included.
 
     Raises:
+        CheckpointError: if the latest state is damaged or not of this training.
         TrainingStoppedError: within one batch after ``stop()`` turned true.
         TrainingDivergedError: if the loss is no longer finite.
     """
     device = rows.features_NF.device
-    generator = torch.Generator(device).manual_seed(schedule.seed)
     seed_dropout(network, schedule.seed, device)
     step = make_step(network, objective, rows.features_NF)
-    best = _BestWeights(network)
-    for epoch in range(1, schedule.epochs + 1):
-        started = time.perf_counter()
+    state = _State(network, step)
+    kept = checkpoints.latest() if checkpoints else None
+    if kept is not None:
+        state.load(kept, fingerprint)
+    earlier_s, generator = state.progress.seconds, torch.Generator(device)
+    began = time.perf_counter()
+    while not _has_ended(state.progress, schedule):
+        epoch, started = state.progress.epoch + 1, time.perf_counter()
+        begin_epoch(network, epoch)
+        generator.manual_seed(seed_from(schedule.seed, epoch))
         order = rows.train[torch.randperm(len(rows.train), device=device, generator=generator)]
         train_loss = _run_epoch(step, order, schedule.batch_size, schedule.learning_rate_in(epoch), stop)
         validation_loss = loss_on(network, objective, rows.features_NF, rows.validation)
-        yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, time.perf_counter() - started)
-        if validation_loss is not None and schedule.patience:
-            best.offer(validation_loss)
-            if best.waited >= schedule.patience:
-                break
-    best.restore()
+        ended = time.perf_counter()
+        state.end_epoch(validation_loss if schedule.patience else None, earlier_s + ended - began)
+        yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, ended - started)
+        if checkpoints and checkpoints.due(epoch):
+            checkpoints.keep(epoch, state.to_bytes(fingerprint))
+    state.load_best()
     network.eval()
+    return state.progress
+
+
+def _has_ended(progress: Progress, schedule: Schedule) -> bool:
+    waited_out = 0 < schedule.patience <= progress.waited
+    return waited_out or progress.epoch >= schedule.epochs
 
 
 def loss_on(network: nn.Module, objective: Objective, features_NF: Tensor, rows: Tensor) -> float | None:
@@ -201,21 +242,56 @@ def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
     return batches
 
 
-class _BestWeights:
-    """The weights with the lowest validation loss so far."""
+class _State:
+    """What was learned and how far that came: the part of a training that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network
-        self._loss = float("inf")
-        self._weights: dict[str, Tensor] | None = None
-        self.waited = 0
+    def __init__(self, network: nn.Module, step: Step) -> None:
+        self._network, self._step = network, step
+        self._best: dict[str, Tensor] = {}
+        self.progress = Progress()
 
-    def offer(self, loss: float) -> None:
-        self.waited += 1
-        if loss < self._loss:
-            self._loss, self.waited = loss, 0
-            self._weights = {name: value.clone() for name, value in self._network.state_dict().items()}
+    def end_epoch(self, watched: float | None, seconds: float) -> None:
+        """Counts the epoch and remembers its weights if no validation loss was lower."""
+        before = self.progress
+        if watched is None:
+            self.progress = replace(before, epoch=before.epoch + 1, seconds=seconds)
+            return
+        better = watched < (math.inf if before.best_loss is None else before.best_loss)
+        if better:
+            self._best = {name: value.clone() for name, value in self._network.state_dict().items()}
+        self.progress = Progress(
+            epoch=before.epoch + 1,
+            seconds=seconds,
+            best_loss=watched if better else before.best_loss,
+            waited=0 if better else before.waited + 1,
+        )
 
-    def restore(self) -> None:
-        if self._weights is not None:
-            self._network.load_state_dict(self._weights)
+    def load_best(self) -> None:
+        if self._best:
+            self._network.load_state_dict(self._best)
+
+    def to_bytes(self, fingerprint: str) -> bytes:
+        moments: Mapping[str, Tensor] = self._step.moments()  # type: ignore[assignment]
+        weights = self._network.state_dict()
+        return Checkpoint(self.progress, _arrays(weights), _arrays(moments), _arrays(self._best)).to_bytes(
+            fingerprint
+        )
+
+    def load(self, file: bytes, fingerprint: str) -> None:
+        """Raises CheckpointError."""
+        kept = Checkpoint.from_bytes(file, fingerprint)
+        weights, moments, best = map(_tensors, (kept.weights, kept.moments, kept.best))
+        try:
+            self._network.load_state_dict(weights)
+            self._step.restore(moments)  # type: ignore[arg-type]
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError("The checkpoint does not fit the model: start anew.") from error
+        self.progress, self._best = kept.progress, best
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.tensor(array) for name, array in arrays.items()}

@@ -10,7 +10,7 @@ The branches are the twelve classes of seed 001; their leaves carry the codes:
     ├── ConfigurationError, ResourceNotFoundError, InsufficientPermissionsError    permanent
     ├── ValidationError, QuotaExceededError, DatasetValidationError                the user's
     ├── DatabaseError, StorageError, UnexpectedError                               the system's
-    └── TrainingError, BundleError
+    └── TrainingError, BundleError, CheckpointError
 
 A leaf whose code says otherwise than its branch keeps to its code.
 """

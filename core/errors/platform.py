@@ -377,6 +377,12 @@ class BundleError(StillhouseError):
     code = "BUNDLE_INVALID"
 
 
+class CheckpointError(StillhouseError):
+    """A kept state that training cannot go on from."""
+
+    code = "CHECKPOINT_INVALID"
+
+
 class TrainingError(StillhouseError):
     code = "TRAINING_FAILED"
 

@@ -73,8 +73,8 @@ class Engine:
     def request(self, **fields):
         return TrainRequest(self.source(), **DEFAULTS | {"hidden_dim": 16} | fields)
 
-    def work(self, table, stop=lambda: False, **fields):
-        return train(self.request(**fields), self.opener(table), stop)
+    def work(self, table, stop=lambda: False, checkpoints=None, **fields):
+        return train(self.request(**fields), self.opener(table), stop, checkpoints)
 
     def train(self, table, **fields):
         return finish(self.work(table, **fields), table)
@@ -83,9 +83,9 @@ class Engine:
     def trained(self, target, mode="mlp_dense", **fields):
         return self.train(self.table(target), training_mode=mode, **fields)
 
-    def distill_work(self, table, teacher, stop=lambda: False, **fields):
+    def distill_work(self, table, teacher, stop=lambda: False, checkpoints=None, **fields):
         request = DistillRequest(self.source(), teacher=TeacherSource("run_id", "r1"), **DEFAULTS | fields)
-        return distill(request, self.opener(table), teacher, stop)
+        return distill(request, self.opener(table), teacher, stop, checkpoints)
 
     def distill(self, table, teacher, **fields):
         return finish(self.distill_work(table, teacher, **fields), table)

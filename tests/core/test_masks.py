@@ -43,6 +43,18 @@ def test_equal_seeds_and_streams_draw_equal_masks_and_others_do_not():
     assert not torch.equal(drawn(masks(stream=1), count=5), first)
 
 
+@pytest.mark.parametrize("make", [masks_for, DeviceMasks])
+def test_masks_of_an_epoch_are_the_same_whatever_was_drawn_before(make):
+    first, second = make(0.4, CPU, 3, 0), make(0.4, CPU, 3, 0)
+    drawn(second, shape=(5, 3), count=7)
+    for source in (first, second):
+        source.begin(2)
+    expected = drawn(first, count=3)
+    assert torch.equal(drawn(second, count=3), expected)
+    first.begin(3)
+    assert not torch.equal(drawn(first, count=3), expected)
+
+
 def test_global_generators_are_neither_read_nor_moved():
     first = drawn(masks())
     torch.manual_seed(9)
