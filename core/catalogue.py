@@ -172,7 +172,6 @@ CATALOGUE: Final = _catalogue(
     Entry("GPU_UNAVAILABLE", _T, _HIGH, 503, _AUTO, "No GPU is free for this job.", "Wait until one is free, or run the job on the CPU.", 30),
     Entry("DISK_FULL", _S, _HIGH, 500, _DELAY, "The disk of the trainer or of storage is full.", "Tell the operator, then retry the job.", 60),
     Entry("SNAPSHOT_FAILED", _S, _HIGH, 500, _DELAY, "The snapshot of the dataset could not be written.", "Retry the job; tell the operator if it persists.", 30),
-    Entry("CHECKPOINT_INVALID", _P, _MEDIUM, 422, _CHANGE, "The checkpoint is damaged or of another model.", "Start from another checkpoint, or anew."),
     Entry("CALLBACK_REJECTED", _U, _LOW, 400, _CHANGE, "The callback of the trainer is not valid.", "Send what the message names."),
     Entry("MODEL_NOT_READY", _T, _LOW, 409, _DELAY, "The job has no model yet.", "Wait until the job is completed.", 10),
     # Parts of the service, and services beside it (seed 001)

@@ -106,7 +106,7 @@ def platform_error(error: StillhouseError, asked: Asked) -> dict[str, object]:
         "retry_mode": error.retry_mode.value,
         "retry_after": _whole_seconds(error),
         "param": error.details.get("field"),
-        "errors": violations(error),
+        "errors": field_errors(error),
         "context": _context(error.details),
         "trace_id": asked.trace_id,
         "request_id": asked.request_id,
@@ -147,6 +147,18 @@ def violations(error: StillhouseError) -> list[dict[str, object]]:
         }
         for item in (found[:_VIOLATIONS_SHOWN] if isinstance(found, list) else [])
     ]
+
+
+def field_errors(error: StillhouseError) -> list[dict[str, object]]:
+    """All violations as ``[{param, code, message}]`` (jobs.md, section 6)."""
+    if isinstance(error, SchemaError):
+        return [
+            {"param": ".".join(map(str, found["loc"])), "code": found["type"], "message": found["msg"]}  # type: ignore[call-overload]
+            for found in violations(error)
+        ]
+    found = error.details.get("violations")
+    listed = found[:_VIOLATIONS_SHOWN] if isinstance(found, list) else []
+    return [{**item, "message": redact_text(item["message"])} for item in listed]
 
 
 def _scalar(value: object) -> object:

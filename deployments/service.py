@@ -10,6 +10,8 @@ from core.resilience import Breaker
 from core.saved_models import ModelStore
 from deployments.edge.border import Observer
 from deployments.edge.idempotency import KeyLedger
+from deployments.job_desk import JobDesk
+from deployments.job_feed import JobFeed
 from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall
 from deployments.settings import Settings
@@ -37,6 +39,12 @@ class Service(Protocol):
 
     @property
     def keys(self) -> KeyLedger: ...
+
+    @property
+    def desk(self) -> JobDesk: ...
+
+    @property
+    def feed(self) -> JobFeed: ...
 
     @property
     def breakers(self) -> Mapping[str, Breaker]: ...

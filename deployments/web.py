@@ -23,6 +23,7 @@ from deployments.routes.jobs import job_routes
 from deployments.routes.models import model_routes, run_routes
 from deployments.routes.predict import predict_routes
 from deployments.routes.system import error_pages, health_routes, system_routes
+from deployments.routes.training_jobs import training_job_routes, training_job_sockets
 from deployments.service import Service
 
 DESCRIPTION = """Trains PyTorch models on tables, distils them into small fast ones and serves them.
@@ -57,8 +58,10 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         run_routes(service),
         model_routes(service),
         predict_routes(service),
+        training_job_routes(service),
     ):
         app.include_router(router, prefix="/api/v1")
+    app.include_router(training_job_sockets(service))
     app.include_router(system_routes(service))
     app.include_router(health_routes(service))
     app.include_router(error_pages())

@@ -163,24 +163,6 @@ class JobCancelledError(StillhouseError):
     code = "JOB_CANCELLED"
 
 
-class CheckpointError(ConfigurationError):
-    """A kept state of a training that cannot be gone on from."""
-
-    code = "CHECKPOINT_INVALID"
-
-
-class CheckpointMissingError(CheckpointError):
-    """There is none to go on from (jobs.md, row 58)."""
-
-    @cached_property
-    def status(self) -> int:
-        return 409
-
-    @cached_property
-    def severity(self) -> Severity:
-        return Severity.LOW
-
-
 class InsufficientPermissionsError(StillhouseError):
     """Details: ``action``, ``required_role``."""
 
@@ -381,6 +363,18 @@ class CheckpointError(StillhouseError):
     """A kept state that training cannot go on from."""
 
     code = "CHECKPOINT_INVALID"
+
+
+class CheckpointMissingError(CheckpointError):
+    """There is none to go on from (jobs.md, row 58)."""
+
+    @cached_property
+    def status(self) -> int:
+        return 409
+
+    @cached_property
+    def severity(self) -> Severity:
+        return Severity.LOW
 
 
 class TrainingError(StillhouseError):

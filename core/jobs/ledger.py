@@ -310,6 +310,7 @@ class Ledger:
             trace_id=job.trace_id,
             checkpoint=self._database.run("checkpoint", find) if job.resume_from else None,
             snapshot=job.snapshot,
+            losses=job.losses,
             remaining_s=self._moves.limit_of(job),
         )
 

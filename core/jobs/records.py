@@ -91,6 +91,7 @@ class Assignment:
     Attributes:
         checkpoint: Where in storage the state lies that it goes on from; None starts anew.
         snapshot: What earlier attempts read; None for the first.
+        losses: Attempts at the very same that were lost.
         remaining_s: Of the job's wall-clock limit.
     """
 
@@ -102,6 +103,7 @@ class Assignment:
     trace_id: str
     checkpoint: str | None
     snapshot: JsonObject | None
+    losses: int
     remaining_s: float
 
 

@@ -18,7 +18,8 @@ READING_POSTS: Final = ("/api/v1/predict",)
 
 
 class Authentication:
-    """Checks the token, and leaves ``client`` in the state of the request: who it is for limits and keys.
+    """Checks the token, and leaves ``client`` and ``role`` in the state of the request: who it is, and what
+    its token may do.
 
     Wrong tokens are counted by address, so that guessing ends in 429.
 
@@ -32,27 +33,46 @@ class Authentication:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             address = self._proxies.address_of(scope)
-            client = f"address {address}"
+            authorization = Headers(scope=scope).get("authorization")
             path = route_path(scope)
-            if self._tokens is not None and not path.startswith(OPEN_PATHS):
-                authorization = Headers(scope=scope).get("authorization")
-                await self._check(self._tokens, authorization, address, needed_scope(scope["method"], path))
-                client = f"token {hashlib.sha256(sent_token(authorization)).hexdigest()[:16]}"
-            scope = {**scope, "state": {**scope.get("state", {}), "client": client}}
+            tokens = None if path.startswith(OPEN_PATHS) else self._tokens
+            role = await role_named(tokens, authorization, address, self._rates)
+            _check(role, needed_scope(scope["method"], path))
+            client = client_named(tokens, authorization, address)
+            scope = {**scope, "state": {**scope.get("state", {}), "client": client, "role": role}}
         await self._app(scope, receive, send)
 
-    async def _check(self, tokens: Tokens, authorization: str | None, address: str, needed: Scope) -> None:
-        held = tokens.scope_of(authorization)
-        if held is None:
-            await self._rates.take("denied", address)
-            raise AuthenticationError("A valid bearer token must come in the Authorization header.")
-        if held < needed:
-            role = needed.name.lower()
-            raise InsufficientPermissionsError(
-                f"This token may not do this: use one with the scope {role}.",
-                action="do this",
-                required_role=role,
-            )
+
+async def role_named(tokens: Tokens | None, authorization: str | None, address: str, rates: Rates) -> Scope:
+    """What the sender of a header may do.
+
+    Raises:
+        AuthenticationError: for an unknown token; RateLimitedError after too many of them.
+    """
+    if tokens is None:
+        return Scope.ADMIN
+    held = tokens.scope_of(authorization)
+    if held is None:
+        await rates.take("denied", address)
+        raise AuthenticationError("A valid bearer token must come in the Authorization header.")
+    return held
+
+
+def client_named(tokens: Tokens | None, authorization: str | None, address: str) -> str:
+    """Who the sender is, for limits, keys and jobs."""
+    if tokens is None:
+        return f"address {address}"
+    return f"token {hashlib.sha256(sent_token(authorization)).hexdigest()[:16]}"
+
+
+def _check(held: Scope, needed: Scope) -> None:
+    if held < needed:
+        role = needed.name.lower()
+        raise InsufficientPermissionsError(
+            f"This token may not do this: use one with the scope {role}.",
+            action="do this",
+            required_role=role,
+        )
 
 
 def needed_scope(method: str, path: str) -> Scope:
@@ -60,6 +80,12 @@ def needed_scope(method: str, path: str) -> Scope:
     if method in ("GET", "HEAD", "OPTIONS") or path.rstrip("/") in READING_POSTS:
         return Scope.READ
     return Scope.ADMIN if path.startswith(OPERATOR_PATHS) else Scope.TRAIN
+
+
+def sees_all(scope: AsgiScope) -> bool:
+    """Whether the sender may see what others made: an operator, or anybody where the service runs open."""
+    role: Scope = scope.get("state", {}).get("role", Scope.ADMIN)
+    return role >= Scope.ADMIN
 
 
 def client_of(scope: AsgiScope) -> str:

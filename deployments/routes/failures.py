@@ -70,6 +70,32 @@ class DetailError(Shape):
     detail: str
 
 
+class PlatformFailure(Shape):
+    """Seed 001, with the code that it lacks (jobs.md, section 6)."""
+
+    code: str
+    type: str
+    severity: str
+    message: str
+    suggested_action: str
+    retryable: bool
+    retry_mode: str
+    retry_after: int | None
+    param: str | None
+    errors: list[dict[str, JsonValue]]
+    context: dict[str, JsonValue]
+    trace_id: str
+    request_id: str
+    timestamp: str
+    doc_url: str
+
+
+class PlatformError(Shape):
+    """How the routes of training jobs say what went wrong."""
+
+    error: PlatformFailure
+
+
 class RateError(DetailError):
     """Too many requests."""
 
@@ -131,11 +157,14 @@ def failures(*errors: ErrorClass, path: str = "", edge: Iterable[ErrorClass] = E
 def _response(status: int, errors: list[ErrorClass], path: str) -> dict[str, Any]:
     codes = [error.code for error in errors]
     waits = any(CATALOGUE[code].retry_after_s is not None for code in codes)
-    is_handler = "error" in render(errors[0](), Asked(path)).body
+    body = render(errors[0](), Asked(path)).body
     detail = {422: SchemaErrors, 429: RateError}.get(status, DetailError)
+    own = (
+        PlatformError if isinstance(body.get("error"), dict) else HandlerError if "error" in body else detail
+    )
     return {
         "description": "; ".join(f"`{error.code}` {error().message}" for error in errors),
-        "model": HandlerError if is_handler else detail,
+        "model": own,
         "headers": {
             "X-Error-Code": {"schema": {"type": "string", "enum": codes}},
             **_IDS,

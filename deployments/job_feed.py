@@ -1,0 +1,107 @@
+"""Jobs followed live: one call to the dispatcher serves all who follow the same job here."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from core.errors import StillhouseError
+from core.jobs.records import Event
+from deployments.dispatcher import Progress
+from deployments.job_desk import Jobs
+
+News = Event | Progress
+
+
+@dataclass(slots=True, eq=False)
+class _Follower:
+    """What one reader has not taken yet: every event, but of progress only the latest."""
+
+    events: deque[Event] = field(default_factory=deque)
+    progress: Progress | None = None
+    ended: bool = False
+    error: StillhouseError | None = None
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class JobFeed:
+    """Not thread-safe: for one event loop."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._jobs = jobs
+        self._topics: dict[str, _Topic] = {}
+
+    async def follow(self, job_id: str, owner: str | None, after: int) -> AsyncGenerator[News]:
+        """Events after a number, each once and in order, and progress as it comes; ends with the job.
+
+        A reader that is slow loses progress, never events.
+
+        Raises:
+            JobNotFoundError: and what the dispatcher raises.
+        """
+        topic, follower = self._enter(job_id)
+        last = after
+        try:
+            while past := await self._jobs.events(job_id, owner, last, 1000):
+                for event in past:
+                    last = event.seq
+                    yield event
+            while True:
+                follower.heard.clear()
+                while follower.events:
+                    event = follower.events.popleft()
+                    if event.seq > last:
+                        last = event.seq
+                        yield event
+                progress, follower.progress = follower.progress, None
+                if progress is not None:
+                    yield progress
+                if follower.error is not None:
+                    raise follower.error
+                if follower.ended and not follower.events:
+                    return
+                await follower.heard.wait()
+        finally:
+            self._leave(topic, follower)
+
+    def _enter(self, job_id: str) -> tuple["_Topic", _Follower]:
+        topic = self._topics.get(job_id)
+        if topic is None or topic.task.done():
+            topic = self._topics[job_id] = _Topic(self._jobs, job_id)
+        follower = _Follower()
+        topic.followers.add(follower)
+        return topic, follower
+
+    def _leave(self, topic: "_Topic", follower: _Follower) -> None:
+        topic.followers.discard(follower)
+        if not topic.followers:
+            topic.task.cancel()
+            if self._topics.get(topic.job_id) is topic:
+                del self._topics[topic.job_id]
+
+
+class _Topic:
+    def __init__(self, jobs: Jobs, job_id: str) -> None:
+        self._jobs, self.job_id = jobs, job_id
+        self.followers: set[_Follower] = set()
+        self.task = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        """Passes on what the dispatcher tells, until the job has ended or the dispatcher fails."""
+        try:
+            seq = version = 0  # the first answer has all that was: readers drop what they had already
+            while True:
+                news = await self._jobs.follow(self.job_id, None, seq, version)
+                seq = news.events[-1].seq if news.events else seq
+                version = news.progress.version if news.progress else version
+                for follower in self.followers:
+                    follower.events.extend(news.events)
+                    follower.progress = news.progress or follower.progress
+                    follower.ended = news.ended
+                    follower.heard.set()
+                if news.ended:
+                    return
+        except StillhouseError as error:
+            for follower in self.followers:
+                follower.error = error
+                follower.heard.set()
