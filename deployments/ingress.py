@@ -11,8 +11,6 @@ from typing import Any, Final, TypeVar
 
 import pydantic_core
 from fastapi import FastAPI
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from core.admission import Admission, Ticket
@@ -27,23 +25,29 @@ from core.contract import (
 from core.datasets import DatasetCatalogue
 from core.errors import (
     MalformedBodyError,
-    QueueFullError,
-    ServiceUnavailableError,
     StillhouseError,
     TrainerUnreachableError,
-    TrainingError,
     TrainingTimeoutError,
-    UnexpectedError,
     without_paths,
 )
 from core.paging import Page
 from core.paths import resolve_within
 from core.registry_index import RunEntry
-from core.resilience import POLICIES, Breaker, Caller, Integration, is_worth_another_attempt
+from core.resilience import POLICIES, Breaker, Caller, Integration
 from core.saved_models import ModelStore
 from core.storage import Storage
 from core.table import format_of
 from core.teachers import check_teacher_model
+from deployments.calls import (
+    CALL_TIMEOUT_S,
+    PROBE_TIMEOUT_S,
+    RuntimeProbe,
+    answer_of,
+    next_report,
+    probed,
+    was_lost,
+    within,
+)
 from deployments.dialects import Asked, handler_answer, render
 from deployments.instruments import telemetry
 from deployments.origin import Origin
@@ -54,9 +58,6 @@ from deployments.settings import Settings
 from deployments.tracing import SpanParent
 from deployments.web import build_web_app
 
-CALL_TIMEOUT_S: Final = 60.0
-PROBE_TIMEOUT_S: Final = 5.0
-PROBE_EVERY_S: Final = 30.0
 ABANDONED_AFTER_S: Final = 24 * 3600.0
 Result = TypeVar("Result")
 
@@ -76,13 +77,13 @@ class Ingress:
         self.storage = storage
         self._trainer, self._predictor = trainer, predictor
         self._registry = RegistryClient(settings)
-        self._runtime = _RuntimeProbe(trainer)
+        self._runtime = RuntimeProbe(trainer)
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
         self._predicting = Caller(
             "predictor",
             POLICIES[Integration.GENERIC],
             observer=self.observer,
-            is_retryable=_was_lost,
+            is_retryable=was_lost,
         )
         capacity = -(-settings.trainer.queue_capacity // settings.ingress.replicas)
         self._admission = Admission(capacity, time.monotonic)
@@ -201,7 +202,7 @@ class Ingress:
         async def accepted() -> Report:
             streams.append(self._trainer.options(stream=True).run.remote(run_id, request, origin))
             try:
-                report = await _next_report(streams[-1])
+                report = await next_report(streams[-1])
             except StillhouseError:  # should that trainer live, it must not train beside the next one
                 _cancel(streams)
                 raise
@@ -214,7 +215,7 @@ class Ingress:
             yield first
             limit_s = trainer.job_timeout_s + CALL_TIMEOUT_S  # the trainer itself keeps the former
             late = TrainingTimeoutError(limit_s=trainer.job_timeout_s)
-            while (report := await _within(limit_s, _next_report(streams[-1]), late)) is not None:
+            while (report := await within(limit_s, next_report(streams[-1]), late)) is not None:
                 yield report
         except StillhouseError as error:
             self.observer.training_failed(error)
@@ -230,24 +231,24 @@ class Ingress:
         late = TrainerUnreachableError(
             f"No trainer was free within {limit_s:g} s: try again later.", limit_s=limit_s
         )
-        first = await _within(limit_s, self._training.call(accepted, origin.log_fields()), late)
+        first = await within(limit_s, self._training.call(accepted, origin.log_fields()), late)
         assert first is not None  # noqa: S101  # trainers are critical
         return first
 
     # ── Predictions ─────────────────────────────────────────────────────────────────────────────────────
 
     async def run_predict(self, call: PredictCall) -> PredictAnswer:
-        answer = await self._predicting.call(lambda: _answer_of(self._predictor.predict.remote(call)))
+        answer = await self._predicting.call(lambda: answer_of(self._predictor.predict.remote(call)))
         assert isinstance(answer, PredictAnswer)  # noqa: S101  # predictors are critical
         return answer
 
     async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
         return memoryview(
-            await _answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5)
+            await answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5)
         )
 
     async def ping(self) -> None:
-        await _answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
+        await answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
 
     # ── Runs ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -270,7 +271,7 @@ class Ingress:
 
     async def health(self) -> tuple[bool, dict[str, object]]:
         """Asks each component, at most ``PROBE_TIMEOUT_S`` each."""
-        registry, predictor = await asyncio.gather(_probed(self._registry.status()), _probed(self._pinged()))
+        registry, predictor = await asyncio.gather(probed(self._registry.status()), probed(self._pinged()))
         components: dict[str, object] = {
             "registry": {"status": "unavailable"}
             if registry is None
@@ -301,60 +302,12 @@ def _cancel(streams: list[Any]) -> None:
         streams.pop().cancel()
 
 
-async def _within(limit_s: float, call: Awaitable[Result], late: StillhouseError) -> Result:
-    """The result, or ``late`` where it does not come in time."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await call
-    except TimeoutError:
-        raise late from None
-
-
-async def _next_report(stream: Any) -> Report | None:  # noqa: ANN401
-    """The next report of a trainer, None after the last; its failures as ours."""
-    try:
-        report: Report | None = await anext(stream, None)
-    except (RayError, RayServeException) as error:
-        raise _job_error(error) from error  # for the log: it has the replica's traceback
-    return report
-
-
 def _as_json(payload: object) -> bytes:
     """Raises MalformedBodyError for what JSON cannot say."""
     try:
         return pydantic_core.to_json(payload, inf_nan_mode="constants")
     except ValueError as error:
         raise MalformedBodyError(f"The payload must hold JSON values: {str(error)[:200]}") from None
-
-
-class _RuntimeProbe:
-    """Whether trainers can import PyTorch: asked anew unless the last answer is good and recent.
-
-    Once it was good a request does not wait for the next one.
-
-    A trainer that is busy does not answer, but it trains, so it has PyTorch; hence no answer is no error.
-    """
-
-    def __init__(self, trainer: DeploymentHandle[Any]) -> None:
-        self._trainer = trainer
-        self._asked_at = -PROBE_EVERY_S
-        self._answered = False
-        self._asking: asyncio.Task[None] | None = None
-        self.error: str | None = None
-
-    async def refresh(self) -> None:
-        now = time.monotonic()
-        if self.error is None and now - self._asked_at < PROBE_EVERY_S:
-            return
-        self._asked_at = now
-        self._asking = asyncio.create_task(self._ask())
-        if self.error is not None or not self._answered:
-            await self._asking
-
-    async def _ask(self) -> None:
-        with contextlib.suppress(ServiceUnavailableError, UnexpectedError):
-            self.error = await _answer_of(self._trainer.runtime_error.remote(), PROBE_TIMEOUT_S)
-            self._answered = True
 
 
 class _Lookups:
@@ -393,59 +346,3 @@ class _Lookups:
         else:
             roots = self._ingress.settings.roots()
             check_teacher_model(teacher.kind, teacher.name, self._ingress.storage, roots)
-
-
-async def _answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  # noqa: ANN401  # Serve is untyped
-    """The answer of a replica, or an error of ours; the call is cancelled with its waiter."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    except TimeoutError as error:
-        response.cancel()
-        raise ServiceUnavailableError(
-            "Part of the service does not answer: try again in a few seconds."
-        ) from error
-    except (RayError, RayServeException) as error:
-        if own := _own_error(error):
-            raise own from error
-        if isinstance(error, RayTaskError) and not isinstance(error.cause, RayError):
-            raise UnexpectedError(without_paths(str(error.cause))) from error
-        raise ServiceUnavailableError(
-            "Part of the service failed while it worked on this request: try again in a few seconds."
-        ) from error
-
-
-def _was_lost(error: BaseException) -> bool:
-    """Whether another replica should be asked: not when one took too long, for so would the next."""
-    return is_worth_another_attempt(error) and not isinstance(error.__cause__, TimeoutError)
-
-
-def _own_error(error: Exception) -> StillhouseError | None:
-    """The error that a replica raised, free of Ray's wrapping; None where Ray itself failed."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, StillhouseError):
-        return error.cause
-    if isinstance(error, BackPressureError):
-        return QueueFullError("Too many requests wait already: try again later.")
-    return None
-
-
-def _job_error(error: Exception) -> StillhouseError:
-    if own := _own_error(error):
-        return own
-    if isinstance(error, RayTaskError):
-        return TrainingError(f"Training failed: {without_paths(str(error.cause))}")
-    return TrainerUnreachableError(
-        "The trainer of this request was lost before it answered: send the request again."
-    )
-
-
-async def _probed(call: Awaitable[Result]) -> Result | None:
-    """The answer, or None where there was none."""
-    try:
-        async with asyncio.timeout(PROBE_TIMEOUT_S):
-            return await call
-    except (TimeoutError, StillhouseError, RayError):
-        return None

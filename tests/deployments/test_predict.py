@@ -14,7 +14,7 @@ import pytest
 from core.bundles import Bundle
 from core.exchange import ARROW, CSV, JSON, PARQUET, TABLES, ModelReference, write_arrow
 from core.prediction import Predictor
-from deployments.ingress import _answer_of
+from deployments import calls
 from deployments.settings import PredictorSettings
 from tests.deployments.local import (
     PREDICT,
@@ -462,7 +462,7 @@ async def test_any_failure_of_a_predictor_that_is_not_ours_is_a_500_at_once(serv
 
 async def test_predictor_that_takes_too_long_is_asked_once(service, connect, monkeypatch):
     service._predictor = LocalHandle(lasting := Lasting())
-    monkeypatch.setattr("deployments.ingress._answer_of", partial(_answer_of, timeout_s=0.01))
+    monkeypatch.setattr("deployments.ingress.answer_of", partial(calls.answer_of, timeout_s=0.01))
     async with connect(service) as client:
         failed(await client.post(PREDICT, json={"run_id": "r", "rows": ROWS}), 503, "SERVICE_UNAVAILABLE")
     assert lasting.asked == 1
