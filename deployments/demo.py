@@ -215,6 +215,7 @@ def _configured(folder: Path, port: int, changes: Mapping[str, Mapping[str, obje
     arguments = config["applications"][0]["args"]
     arguments["storage_url"] = f"file://{folder}/storage"
     arguments["data_roots"] = [f"{folder}/data"]
+    arguments["jobs"] = {"database_url": f"sqlite:///{folder}/jobs.db"}
     for section, changed in changes.items():
         arguments[section] = {**arguments.get(section, {}), **changed}
     return config

@@ -101,9 +101,9 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._rules, self._pool, self._clock, self._stop_within_s = rules, pool, clock, stop_within_s
         self._calling = calling or Caller("trainer", POLICIES[Integration.TRAINER])
-        database = Database(database_url, Caller("database", POLICIES[Integration.DATABASE]))
-        self._ledger = Ledger(database, rules, clock, self._changed_in_thread)
-        self._ask = Inquiries(database, rules, clock)
+        self._database = Database(database_url, Caller("database", POLICIES[Integration.DATABASE]))
+        self._ledger = Ledger(self._database, rules, clock, self._changed_in_thread)
+        self._ask = Inquiries(self._database, rules, clock)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ledger")
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._workers: dict[str, str] = {}
@@ -113,6 +113,15 @@ class Dispatcher:
         self._unfilled = asyncio.Event()
         self._unfilled.set()  # jobs may wait from before
         self._tasks = [asyncio.create_task(self._fill()), asyncio.create_task(self._watch())]
+
+    async def close(self) -> None:
+        """Stops; nothing is done for jobs until another begins."""
+        tasks = [*self._tasks, *self._calls.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.run_in_executor(self._threads, self._database.close)
+        self._threads.shutdown()
 
     # ── For clients ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,27 +2,23 @@
 
 import asyncio
 import contextlib
-import json
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from pathlib import PurePath
 from typing import Any, Final, TypeVar
 
 import pydantic_core
 from fastapi import FastAPI
+from ray import serve
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from core.admission import Admission, Ticket
 from core.contract import (
-    DataSource,
     DistillRequest,
-    TeacherSource,
     TrainRequest,
     validate_distill,
     validate_train,
 )
-from core.datasets import DatasetCatalogue
 from core.errors import (
     MalformedBodyError,
     StillhouseError,
@@ -31,13 +27,8 @@ from core.errors import (
     without_paths,
 )
 from core.paging import Page
-from core.paths import resolve_within
 from core.registry_index import RunEntry
 from core.resilience import POLICIES, Breaker, Caller, Integration
-from core.saved_models import ModelStore
-from core.storage import Storage
-from core.table import format_of
-from core.teachers import check_teacher_model
 from deployments.calls import (
     CALL_TIMEOUT_S,
     PROBE_TIMEOUT_S,
@@ -50,6 +41,10 @@ from deployments.calls import (
 )
 from deployments.dialects import Asked, handler_answer, render
 from deployments.instruments import telemetry
+from deployments.job_actor import JobsClient
+from deployments.job_desk import JobDesk, Jobs, job_id_of
+from deployments.job_feed import JobFeed
+from deployments.lookups import World
 from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
 from deployments.registry import RegistryClient
@@ -66,17 +61,20 @@ class Ingress:
     """The service behind HTTP and behind ``serve.get_app_handle``."""
 
     def __init__(
-        self, settings: Settings, trainer: DeploymentHandle[Any], predictor: DeploymentHandle[Any]
+        self,
+        settings: Settings,
+        trainer: DeploymentHandle[Any],
+        predictor: DeploymentHandle[Any],
+        jobs: Jobs | None = None,
     ) -> None:
         self.observer = telemetry(settings.telemetry, "ingress")
         self.settings = settings
-        storage = Storage(settings.expanded_storage_url(), settings.storage_options)
-        limits = settings.limits
-        self.datasets = DatasetCatalogue(storage, max_rows=limits.rows, max_columns=limits.columns)
-        self.models = ModelStore(storage)
-        self.storage = storage
+        self._world = World.of(settings)
+        self.datasets, self.models = self._world.datasets, self._world.models
         self._trainer, self._predictor = trainer, predictor
         self._registry = RegistryClient(settings)
+        self.desk = JobDesk(jobs or JobsClient(settings, _app_name()), self._world)
+        self.feed = JobFeed(self.desk.jobs)
         self._runtime = RuntimeProbe(trainer)
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
         self._predicting = Caller(
@@ -113,6 +111,8 @@ class Ingress:
     async def check_health(self) -> None:
         """Async, so that it answers whatever the threads do; Serve asks every 10 s."""
         self.observer.state(self._admission, self.breakers)
+        with contextlib.suppress(StillhouseError):  # it also starts the dispatcher, for which jobs may wait
+            self.observer.state_of_jobs(await self.desk.jobs.counts())
 
     # ── Python handles ──────────────────────────────────────────────────────────────────────────────────
 
@@ -165,7 +165,7 @@ class Ingress:
             raise MalformedBodyError(
                 f"The payload must hold JSON values: {without_paths(str(error))}"
             ) from None
-        run_id = _run_id(origin, payload)
+        run_id = job_id_of(origin, payload)
         with self._admission.enter() as ticket:
             reports = self._dispatched(run_id, request, origin, ticket)
             async with contextlib.aclosing(reports):
@@ -175,7 +175,7 @@ class Ingress:
     def _validated(
         self, kind: JobKind, payload: Mapping[str, object], teacher_error: StillhouseError | None
     ) -> TrainRequest | DistillRequest:
-        lookups = _Lookups(self, self._runtime.error, teacher_error)
+        lookups = self._world.lookups(self._runtime.error, teacher_error)
         return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
 
     async def _teacher_error(self, payload: Mapping[str, object]) -> StillhouseError | None:
@@ -289,14 +289,6 @@ class Ingress:
         return {"capacity": self._admission.capacity, "free": self._admission.free}
 
 
-def _run_id(origin: Origin, payload: Mapping[str, object]) -> str:
-    """A new id; with an Idempotency-Key the same one for the same request, so that twice is one run."""
-    if not origin.idempotency:
-        return str(uuid.uuid4())
-    name = f"{origin.idempotency} {json.dumps(payload, sort_keys=True)}"
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-
-
 def _cancel(streams: list[Any]) -> None:
     while streams:
         streams.pop().cancel()
@@ -310,39 +302,9 @@ def _as_json(payload: object) -> bytes:
         raise MalformedBodyError(f"The payload must hold JSON values: {str(error)[:200]}") from None
 
 
-class _Lookups:
-    """The world as the validation chains see it, from a thread beside the loop."""
-
-    def __init__(
-        self, ingress: Ingress, runtime_error: str | None, teacher_error: StillhouseError | None
-    ) -> None:
-        self._ingress, self._runtime_error, self._teacher_error = ingress, runtime_error, teacher_error
-
-    def runtime_error(self) -> str | None:
-        return self._runtime_error
-
-    def find_dataset(self, dataset_id: str) -> DataSource:
-        return self._ingress.datasets.source(dataset_id)
-
-    def find_path(self, data_path: str) -> DataSource:
-        settings = self._ingress.settings
-        file = resolve_within(data_path, settings.roots())
-        return DataSource(
-            "path",
-            data_path,
-            format_of(file.name, None),
-            PurePath(data_path).name,
-            max_rows=settings.limits.rows,
-            max_columns=settings.limits.columns,
-        )
-
-    def model_exists(self, model_id: str) -> bool:
-        return self._ingress.models.exists(model_id)
-
-    def check_teacher(self, teacher: TeacherSource) -> None:
-        if teacher.kind == "run_id":
-            if self._teacher_error is not None:
-                raise self._teacher_error
-        else:
-            roots = self._ingress.settings.roots()
-            check_teacher_model(teacher.kind, teacher.name, self._ingress.storage, roots)
+def _app_name() -> str:
+    """Of the application that this replica belongs to; the usual one outside of Serve."""
+    try:
+        return serve.get_replica_context().app_name
+    except RayServeException:
+        return "stillhouse"

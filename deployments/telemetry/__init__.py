@@ -151,6 +151,11 @@ class Telemetry:
         for service, breaker in breakers.items():
             self._metrics.record("circuit_breaker_state", _BREAKER_VALUES[breaker.state], integration=service)
 
+    def state_of_jobs(self, counts: Mapping[str, int]) -> None:
+        """How many jobs there are by state; like ``state``."""
+        for state, number in counts.items():
+            self._metrics.record("training_jobs", number, status=state)
+
     # ── Work ────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager

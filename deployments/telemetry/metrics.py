@@ -47,6 +47,7 @@ METRICS: Final = _table(
     Metric("counter", "rate_limit_refusals_total", "Requests beyond a rate limit", ("route_class",)),
     Metric("counter", "idempotent_replays_total", "Answers given again to the same Idempotency-Key"),
     Metric("gauge", "queue_capacity", "Places before the trainers, those at work included"),
+    Metric("gauge", "training_jobs", "Jobs in the ledger", ("status",)),
     Metric("gauge", "queue_free", "Places that are free"),
     Metric("gauge", "queue_running", "Requests that a trainer works on"),
     Metric("gauge", "queue_waiting", "Requests that wait for a trainer"),

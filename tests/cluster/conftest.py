@@ -19,6 +19,7 @@ from deployments.app import build
 from deployments.proxy import ENVIRONMENT
 from deployments.settings import (
     IngressSettings,
+    JobSettings,
     PredictorSettings,
     RegistrySettings,
     Settings,
@@ -94,6 +95,7 @@ def service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         allow_no_auth=True,
         registry=RegistrySettings(name="tests-registry", namespace="tests"),
         trainer=TrainerSettings(max_replicas=1),
+        jobs=JobSettings(name="tests-jobs", database_url=f"sqlite:///{folder}/jobs.db"),
         predictor=PredictorSettings(max_replicas=1),
         ingress=IngressSettings(replicas=1),
     )

@@ -15,12 +15,15 @@ from ray.exceptions import RayTaskError
 from core.catalogue import CATALOGUE
 from core.errors import StillhouseError
 from core.registry_index import RunEntry
+from core.resilience import POLICIES, Caller, Integration
 from core.saved_models import model_path
+from deployments.dispatcher import Dispatcher
 from deployments.ingress import Ingress
+from deployments.job_actor import JobsConfiguration
 from deployments.predictor import Predictor
 from deployments.registry import BundleRegistry, RegistryClient, RegistryConfiguration
 from deployments.routes.examples import EXAMPLE_CSV
-from deployments.settings import Settings
+from deployments.settings import JobSettings, Settings
 from deployments.trainer import Trainer
 
 DATASETS, TRAIN, DISTILL, PREDICT = (
@@ -118,6 +121,57 @@ class LocalRegistry(RegistryClient):
             raise error.cause from None
 
 
+class LocalJobs:
+    """A dispatcher of this process, made when it is first asked: it needs a loop. Its one trainer is ours."""
+
+    trainer: Trainer
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._dispatcher: Dispatcher | None = None
+        self.failures: list[StillhouseError] = []  # of the next checks whether trainers run
+        self.checks = 0
+
+    def __getattr__(self, name: str):
+        if self._dispatcher is None:
+            jobs = self._settings.jobs
+            configuration = JobsConfiguration(jobs, self._settings.telemetry, "stillhouse", 1, False)
+            self._dispatcher = Dispatcher(
+                jobs.database_url,
+                configuration.rules(),
+                self,
+                stop_within_s=jobs.stop_within_s,
+                calling=Caller("trainer", POLICIES[Integration.TRAINER], sleep=_no_sleep),
+            )
+
+        async def call(*args):
+            returned = getattr(self._dispatcher, name)(*cloudpickle.loads(cloudpickle.dumps(args)))
+            return cloudpickle.loads(cloudpickle.dumps(await returned))
+
+        return call
+
+    def capacity(self) -> int:
+        return 1
+
+    async def check(self) -> None:
+        self.checks += 1
+        if self.failures:
+            raise self.failures.pop(0)
+
+    async def work(self, wake: str) -> int:
+        return await self.trainer.work(wake)
+
+    async def kill(self, worker: str) -> None:
+        raise AssertionError("the trainer of this process cannot be killed")
+
+    async def close(self) -> None:
+        if self._dispatcher is not None:
+            await self._dispatcher.close()
+
+
+async def _no_sleep(_: float) -> None: ...
+
+
 class Witness:
     """An observer that remembers what it saw."""
 
@@ -155,11 +209,12 @@ def local_service(
     settings: Settings, *, clock: Callable[[], float] = time.time, trainer: type[Trainer] = Trainer
 ) -> Ingress:
     """The service behind the routes, with a predictor that never trusts its cache."""
-    working = trainer(settings)
+    registry, jobs = LocalRegistry(settings, clock), LocalJobs(settings)
+    working = trainer(settings, registry, jobs)
+    jobs.trainer = working
     predictor = Predictor(settings, clock=itertools.count().__next__)
-    ingress = Ingress(settings, LocalHandle(working), LocalHandle(predictor))
-    registry = LocalRegistry(settings, clock)
-    for part in (working, predictor, ingress):
+    ingress = Ingress(settings, LocalHandle(working), LocalHandle(predictor), jobs)
+    for part in (predictor, ingress):
         part._registry = registry
     return ingress
 
@@ -169,6 +224,7 @@ def settings_in(folder: Path, **changes: object) -> Settings:
         "storage_url": f"file://{folder}/storage",
         "data_roots": (f"{folder}/data",),
         "allow_no_auth": True,
+        "jobs": JobSettings(database_url=f"sqlite:///{folder}/jobs.db"),
     }
     return Settings(**plain | changes)
 
