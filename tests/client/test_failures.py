@@ -170,7 +170,7 @@ def test_answer_of_another_service_is_not_understood(scripted):
 
 
 class BrokenTrainer(Trainer):
-    def _train(self, job):
+    def _train(self, work, request):
         raise ZeroDivisionError("nothing left to divide by")
 
 

@@ -54,16 +54,16 @@ def is_replay(response):
 class GatedTrainer(Trainer):
     """Trains when the gate is opened, unless it is told to stop before."""
 
-    def __init__(self, settings):
-        super().__init__(settings)
+    def __init__(self, *parts):
+        super().__init__(*parts)
         self.gate, self.begun, self.jobs = threading.Event(), threading.Event(), []
 
-    def _train(self, job):
-        self.jobs.append(job)
+    def _train(self, work, request):
+        self.jobs.append(work)
         self.begun.set()
-        while not self.gate.wait(0.01) and not job.stopped.is_set():
+        while not self.gate.wait(0.01) and not work.stopped.is_set():
             pass
-        return super()._train(job)
+        return super()._train(work, request)
 
 
 class BrokenTrainer(Trainer):
@@ -71,11 +71,11 @@ class BrokenTrainer(Trainer):
 
     broken = True
 
-    def _train(self, job):
+    def _train(self, work, request):
         if self.broken:
             self.broken = False
             raise ZeroDivisionError("it broke")
-        return super()._train(job)
+        return super()._train(work, request)
 
 
 # ── Replays ─────────────────────────────────────────────────────────────────────────────────────────────────

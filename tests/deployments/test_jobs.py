@@ -45,17 +45,17 @@ TEACHER_NOT_FOUND = "Teacher run not found or expired."
 class SpyingTrainer(Trainer):
     """Must never be reached."""
 
-    def _train(self, job):
+    def _train(self, work, request):
         raise AssertionError("validation should have refused this")
 
 
 class BrokenTrainer(Trainer):
-    def _train(self, job):
+    def _train(self, work, request):
         raise ZeroDivisionError("lost /srv/stillhouse/scratch/part-0.bin while training")
 
 
 class SilentlyBrokenTrainer(Trainer):
-    def _train(self, job):
+    def _train(self, work, request):
         raise KeyError
 
 
@@ -67,9 +67,9 @@ class WithoutTorch(Trainer):
 class OvertakenTrainer(Trainer):
     """While it trains, somebody else saves a model of the same name."""
 
-    def _train(self, job):
-        outcome = super()._train(job)
-        self._models.save(job.request.saving.model_id, outcome.file, overwrite=False)
+    def _train(self, work, request):
+        outcome = super()._train(work, request)
+        self._world.models.save(request.saving.model_id, outcome.file, overwrite=False)
         return outcome
 
 
@@ -78,9 +78,9 @@ class GatedTrainer(Trainer):
 
     gate = threading.Event()
 
-    def _train(self, job):
+    def _train(self, work, request):
         assert self.gate.wait(60)
-        return super()._train(job)
+        return super()._train(work, request)
 
 
 def kept(settings):
