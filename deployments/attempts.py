@@ -162,21 +162,25 @@ class Attempt:
         self._snapshot = self._snapshot or (None if report.snapshot is None else dict(report.snapshot))
 
 
-async def keep_telling(attempt: Attempt, ledger: Ledger, end: Callable[[], None]) -> None:
+async def keep_telling(
+    attempt: Attempt, ledger: Ledger, end: Callable[[], None], done: asyncio.Event
+) -> None:
     """Tells what there is every ``TELL_EVERY_S``, or beats; a ledger that fails never stops a training.
 
     Args:
         end: Called when the ledger says that the attempt must end.
+        done: Ends it.
     """
     told_at = -BEAT_EVERY_S
-    while True:
+    while not done.is_set():
         report = attempt.report()
         now = time.monotonic()
         if report or now - told_at >= BEAT_EVERY_S:
             told_at = now
             if not await tell(attempt, ledger, report):
                 end()
-        await asyncio.sleep(TELL_EVERY_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), TELL_EVERY_S)
 
 
 async def tell(attempt: Attempt, ledger: Ledger, report: Report) -> bool:
@@ -234,11 +238,12 @@ def as_lost(error: StillhouseError, *, asked_to_end: bool) -> StillhouseError:
 @contextlib.asynccontextmanager
 async def told_meanwhile(attempt: Attempt, ledger: Ledger, end: Callable[[], None]) -> AsyncIterator[None]:
     """Keeps telling while the block runs, and once more at its end."""
-    telling = asyncio.create_task(keep_telling(attempt, ledger, end))
+    done = asyncio.Event()
+    telling = asyncio.create_task(keep_telling(attempt, ledger, end, done))
     try:
         yield
     finally:
-        telling.cancel()
-        await asyncio.wait([telling])
+        done.set()
+        await asyncio.wait([telling])  # a report that is cut off would be lost
         if report := attempt.report():
             await tell(attempt, ledger, report)

@@ -123,7 +123,7 @@ class Inquiries:
         query = select(t.jobs.c.state, func.count()).group_by(t.jobs.c.state)
 
         def work(connection: Connection) -> dict[str, int]:
-            return dict(connection.execute(query).tuples().all())
+            return {row[0]: row[1] for row in connection.execute(query)}
 
         return self._database.run("counts", work)
 

@@ -14,7 +14,7 @@ from deployments.edge.rates import Rates
 from deployments.edge.tokens import Scope, Tokens, sent_token
 
 OPERATOR_PATHS: Final = ("/api/v1/breakers",)
-READING_POSTS: Final = ("/api/v1/predict",)
+READING_POSTS: Final = ("/api/v1/predict", "/api/v1/training-jobs/validate")
 
 
 class Authentication:

@@ -85,4 +85,5 @@ def route_class(method: str, path: str) -> RouteClass:
         return "read"
     if path.endswith("/predict"):
         return "predict"
-    return "train" if path.endswith(("/train", "/distill")) else "write"
+    training = ("/train", "/distill", "/training-jobs", "/retry", "/restart")
+    return "train" if path.endswith(training) else "write"

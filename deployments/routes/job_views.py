@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
 from core.jobs.inquiries import Turn
 from core.jobs.records import Event, Failure, Job
 from deployments.dialects import Asked, platform_error
-from deployments.dispatcher import Progress
+from deployments.dispatcher import Filed, Progress
+from deployments.edge.authentication import client_of, sees_all
+from deployments.job_desk import Visitor
+
+PATH: Final = "/api/v1/training-jobs"
 
 JobView = dict[str, object]
 _OWN_OPTIONS: Final = ("experiment_name", "tags", "notes", "callback_url", "time_limit_s", "on_oom")
@@ -128,3 +135,14 @@ def _snapshot_status(job: Job) -> str | None:
 def _warnings(result: Mapping[str, object]) -> list[object]:
     warnings = result.get("warnings", [])
     return warnings if isinstance(warnings, list) else []
+
+
+def visitor_of(request: Request) -> Visitor:
+    name = client_of(request.scope)
+    return Visitor(name, None if sees_all(request.scope) else name)
+
+
+def created(filed: Filed, asked: Asked, status: int) -> Response:
+    """The job, and where it can be found."""
+    location = {"Location": f"{PATH}/{filed.job.job_id}"}
+    return JSONResponse(job_view(filed.job, filed.turn, asked), status, location)

@@ -16,6 +16,7 @@ from core.errors import (
     BundleError,
     CircuitOpenError,
     CudaOutOfMemoryError,
+    DatabaseError,
     DatasetError,
     DatasetNotFoundError,
     DatasetTooLargeError,
@@ -28,6 +29,7 @@ from core.errors import (
     ModelNotFoundError,
     ParameterError,
     QueueFullError,
+    QuotaExceededError,
     RequestError,
     RunNotFoundError,
     RuntimeUnavailableError,
@@ -40,12 +42,14 @@ from core.errors import (
     TrainingModeError,
     TrainingStoppedError,
     TrainingTimeoutError,
+    ValidationError,
 )
 from core.exchange import parse_json
 from deployments.dialects import Asked, handler_answer, problem
 from deployments.edge.border import origin_of, route_path
 from deployments.routes.examples import distill_example, train_example
 from deployments.routes.failures import CREATING, Responses, failures
+from deployments.routes.job_views import created, visitor_of
 from deployments.service import JobKind, Report, Service
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -74,13 +78,17 @@ _JOB_ERRORS: Final = (
     TrainingStoppedError,
     QueueFullError,
     CircuitOpenError,
+    ValidationError,
+    QuotaExceededError,
+    DatabaseError,
 )
 _TEACHER_ERRORS: Final = (TeacherSourceError, RunNotFoundError, ModelNotFoundError, BundleError)
 _ANSWERS: Final[Responses] = {
+    202: {"description": "With `Prefer: respond-async`: the training job; `Location` says where it is"},
     200: {
         "description": "The result; with `Accept: text/event-stream` the events that lead to it",
         "content": {EVENT_STREAM: {"schema": {"type": "string"}}},
-    }
+    },
 }
 
 
@@ -92,7 +100,8 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
 
     The body is read here and not by a model of the framework, because the order of validation is the
     contract's. With ``Accept: text/event-stream`` the answer is a stream of ``started``, ``epoch`` and
-    ``result`` (or ``error``) events; an error comes with its RFC 9457 body, for want of headers.
+    ``result`` (or ``error``) events; an error comes with its RFC 9457 body, for want of headers. With
+    ``Prefer: respond-async`` the request becomes a training job: 202, and its address in ``Location``.
     """
     router = APIRouter(tags=["train and distil"])
 
@@ -102,6 +111,9 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         def failed(error: StillhouseError) -> None:
             service.observer.failed(error, request.scope, origin)
 
+        if _wants_a_job(request):
+            filed = await service.desk.create(await read_object(request), kind, visitor_of(request), origin)
+            return created(filed, asked_by(request), 202)
         reports = service.run_job(kind, await read_object(request), origin)
         first = await anext(reports)  # raises when validation fails
         if EVENT_STREAM in request.headers.get("accept", ""):
@@ -139,6 +151,12 @@ async def read_object(request: Request) -> dict[str, object]:
     if not isinstance(payload, dict):
         raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
     return payload
+
+
+def _wants_a_job(request: Request) -> bool:
+    """RFC 7240: the answer may come before the work is done."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
 class _EventStream(StreamingResponse):

@@ -41,18 +41,23 @@ from core.jobs.inquiries import Wanted
 from core.jobs.records import Event
 from core.jobs.states import JobState, state_of
 from deployments.dialects import Asked, platform_error
-from deployments.dispatcher import Filed
 from deployments.edge.authentication import client_of, sees_all
 from deployments.edge.border import origin_of
-from deployments.job_desk import Visitor
 from deployments.job_feed import News
 from deployments.routes.failures import CREATING, Responses, failures
-from deployments.routes.job_views import as_time, event_view, job_view, progress_view
+from deployments.routes.job_views import (
+    PATH,
+    as_time,
+    created,
+    event_view,
+    job_view,
+    progress_view,
+    visitor_of,
+)
 from deployments.routes.jobs import EVENT_STREAM, asked_by, read_object
 from deployments.routes.paging import Cursor, Limit
 from deployments.service import Service
 
-PATH: Final = "/api/v1/training-jobs"
 JobId = Annotated[str, Path(max_length=200)]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -335,17 +340,6 @@ def training_job_sockets(service: Service) -> APIRouter:
             await socket.close(1000)
 
     return router
-
-
-def visitor_of(request: Request) -> Visitor:
-    name = client_of(request.scope)
-    return Visitor(name, None if sees_all(request.scope) else name)
-
-
-def created(filed: Filed, asked: Asked, status: int) -> Response:
-    """The job, and where it can be found."""
-    location = {"Location": f"{PATH}/{filed.job.job_id}"}
-    return JSONResponse(job_view(filed.job, filed.turn, asked), status, location)
 
 
 def _states(names: str) -> frozenset[JobState]:

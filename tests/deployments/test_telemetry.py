@@ -612,7 +612,7 @@ async def test_unforeseen_failure_of_a_training_is_reported_once_by_the_trainer(
         TelemetrySettings(sentry_dsn=receiver.dsn, sentry_traces_sample_rate=0), "trainer", recorder
     )
 
-    def broken(job):
+    def broken(work, request):
         raise ZeroDivisionError("of the network")
 
     monkeypatch.setattr(trainer, "_train", broken)
