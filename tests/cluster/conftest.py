@@ -95,7 +95,12 @@ def service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         allow_no_auth=True,
         registry=RegistrySettings(name="tests-registry", namespace="tests"),
         trainer=TrainerSettings(max_replicas=1),
-        jobs=JobSettings(name="tests-jobs", database_url=f"sqlite:///{folder}/jobs.db"),
+        jobs=JobSettings(
+            name="tests-jobs",
+            database_url=f"sqlite:///{folder}/jobs.db",
+            checkpoint_every_s=0.3,
+            lost_after_s=6,
+        ),
         predictor=PredictorSettings(max_replicas=1),
         ingress=IngressSettings(replicas=1),
     )

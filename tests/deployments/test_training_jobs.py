@@ -460,7 +460,9 @@ async def test_job_whose_trainer_is_lost_ends_with_the_same_bits(tmp_path, conne
         async with connect(service) as client:
             job = await ended(client, dataset_id=await upload(client), epochs=12, early_stopping_patience=12)
             assert job["status"] == "completed", job["error"]
-            bundles.append((await client.get(f"{MODELS}/{job['model_id']}/bundle")).content)
+            answer = await client.get(f"{RUNS}/{job['run_id']}/bundle")
+            assert answer.status_code == 200
+            bundles.append(answer.content)
             kept = (await client.get(f"{JOBS}/{job['job_id']}/checkpoints")).json()["data"]
             if trainer is LostTrainer:
                 assert job["attempt"] == 2
