@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoints import Checkpoint, Progress
+from core.ensembles import evaluation_rows
 from core.errors import CheckpointError, ParameterError, TrainingDivergedError, TrainingStoppedError
 from core.losses import Objective
 from core.masks import seed_from
@@ -167,8 +168,9 @@ def outputs_of(network: nn.Module, features_NF: Tensor, rows: Tensor | None = No
     network.eval()
     chosen = features_NF if rows is None else rows
     outputs_NC: Tensor | None = None
-    for start in range(0, max(len(chosen), 1), EVALUATION_ROWS):
-        block = chosen[start : start + EVALUATION_ROWS]
+    block_rows = evaluation_rows(network, EVALUATION_ROWS)
+    for start in range(0, max(len(chosen), 1), block_rows):
+        block = chosen[start : start + block_rows]
         part_BC = network(block if rows is None else features_NF[block])
         if outputs_NC is None:
             outputs_NC = part_BC.new_empty(len(chosen), part_BC.shape[1])
@@ -218,7 +220,7 @@ def threads_for(batch_size: int, width: int) -> Iterator[None]:
 
 def _run_epoch(step: Step, order: Tensor, batch_size: int, learning_rate: float, stop: Stop) -> float:
     total = torch.zeros((), device=order.device)
-    for rows_B in _batches(order, batch_size):
+    for rows_B in split_batches(order, batch_size):
         if stop():
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
         total.add_(step(rows_B, learning_rate), alpha=len(rows_B))
@@ -234,7 +236,7 @@ def divergence_error() -> TrainingDivergedError:
     )
 
 
-def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
     """Consecutive batches; a last one of a single row joins its neighbour, for it has no batch statistics."""
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:
