@@ -11,10 +11,11 @@ import torch
 from core.architecture import Architecture, design
 from core.bundles import Bundle
 from core.contract import DistillRequest
+from core.ensembles import load_model
 from core.errors import DatasetError, ParameterError
 from core.evaluation import fidelity, report
 from core.losses import Objective, blend, cross_entropy, distillation_divergence, squared_error
-from core.models import count_parameters, export_weights, load_network
+from core.models import count_parameters, export_weights
 from core.pipeline import (
     Keeping,
     Outcome,
@@ -90,7 +91,7 @@ def distill(
     _check_columns(columns, master)
     features = encode(columns, master.encoder)
     data = place(features, target, split, (master.target_mean, master.target_std), device)
-    teacher_network = load_network(master.architecture, master.weights).to(device)
+    teacher_network = load_model(master.architecture, master.weights).to(device)
     teacher_outputs = outputs_of(teacher_network, data.features)
     loaded = time.perf_counter()
 

@@ -18,15 +18,18 @@ from core.checkpoints import Progress, fingerprint_of
 from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
 from core.encoding import Encoder
+from core.ensembles import load_model
 from core.errors import DatasetError, TrainingModeError
 from core.evaluation import report
 from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
+from core.members import Judge, members_of, train_members
 from core.memory import memory_errors
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
 from core.splits import Split, split_rows
+from core.stacked import Together
 from core.table import ColumnInfo, Opener, read_table
 from core.target import Target, infer_target
 from core.training import (
@@ -58,7 +61,7 @@ class Outcome:
         epochs_run: Including the epochs waited in vain before early stopping.
         rows: Counts by part: train, validation, test.
         timings_s: Seconds: load (read, encode, move), train, total.
-        comparison: Of a distillation: what the contract's section 5 adds.
+        comparison: Of a distillation what the contract's section 5 adds; of several models one entry each.
     """
 
     bundle: Bundle
@@ -136,39 +139,38 @@ def train(
         dropout=request.dropout,
         classification=classes is not None,
     )
-    network = new_network(architecture, encoder, request.random_seed, device)
     objective = _objective(request, data, classes, features, stop)
     schedule = schedule_of(request, len(split.train), architecture)
-    settings = settings_of(request, schedule)
-    keeping = Keeping(checkpoints, settings, architecture, encoder)
-    progress = yield from run(network, objective, data, schedule, stop, keeping)
+    keeping = Keeping(checkpoints, settings_of(request, schedule), architecture, encoder)
+    mean, std = target_scale(target, split)
+    made = yield from _make(request, objective, data, std, schedule, stop, keeping)
     trained = time.perf_counter()
 
-    mean, std = target_scale(target, split)
     bundle = Bundle(
         task=target.task,
         training_mode=request.training_mode,
         target_column=request.target_column,
         classes=classes,
-        architecture=architecture,
+        architecture=made.architecture,
         encoder=encoder,
-        weights=export_weights(network),
+        weights=made.weights,
         target_mean=mean,
         target_std=std,
-        temperature=_temperature(request, network, data),
+        temperature=_temperature(request, made.network, data),
         schema=schema_of(request, infos, encoder, classes),
-        settings=settings,
+        settings=made.settings,
         lineage={"teacher": None},
     )
-    bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, made.network, objective, data))
     return Outcome(
         bundle=bundle,
         file=bundle.to_bytes(),
-        epochs_run=progress.epoch,
+        epochs_run=made.progress.epoch,
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
         warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
+        comparison={"members": made.members} if made.members else {},
     )
 
 
@@ -241,6 +243,8 @@ def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
 
 def split_of(request: TrainRequest | DistillRequest, target: Target) -> Split:
     watched = request.early_stopping_patience > 0 or request.training_mode == "calibrated_classifier"
+    if isinstance(request, TrainRequest) and request.sweep is not None:
+        watched = True
     return split_rows(
         len(target.values),
         test_size=request.test_size,
@@ -342,6 +346,66 @@ def run(
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one request trained, with the settings that it turned out to have.
+
+    Attributes:
+        members: Of several models one entry each, as the answer has them.
+    """
+
+    network: nn.Sequential
+    architecture: Architecture
+    weights: Mapping[str, np.ndarray]
+    settings: Mapping[str, object]
+    progress: Progress
+    members: Sequence[Mapping[str, object]] = ()
+
+
+def _make(
+    request: TrainRequest,
+    objective: Objective,
+    data: Prepared,
+    target_std: float,
+    schedule: Schedule,
+    stop: Stop,
+    keeping: Keeping,
+) -> Generator[EpochReport, None, _Made]:
+    """Trains one model, or several together, of which all are kept as an ensemble or the best one."""
+    architecture, device = keeping.architecture, data.features.device
+    members = members_of(request)
+    if not members:
+        network = new_network(architecture, keeping.encoder, request.random_seed, device)
+        progress = yield from run(network, objective, data, schedule, stop, keeping)
+        return _Made(network, architecture, export_weights(network), keeping.settings, progress)
+    networks = [new_network(architecture, keeping.encoder, member.seed, device) for member in members]
+    together = Together(networks, architecture, members, objective, data.rows(), schedule)
+    judge = _judge(data, target_std)
+    with (
+        threads_for(schedule.batch_size, max(architecture.hidden_dim, 1)),
+        memory_errors(schedule.batch_size, device),
+    ):
+        kept = yield from train_members(
+            together,
+            judge,
+            stop,
+            keeping.checkpoints,
+            keeping.fingerprint(data) if keeping.checkpoints else "",
+            best_alone=request.sweep is not None,
+        )
+    network = load_model(kept.architecture, kept.weights).to(device)
+    settings = {**keeping.settings, **kept.settings}
+    return _Made(network, kept.architecture, kept.weights, settings, kept.progress, kept.report)
+
+
+def _judge(data: Prepared, target_std: float) -> Judge:
+    """Accuracy on the validation rows, or the root mean squared error in the target's units."""
+    target_V = data.target.cpu().numpy()[data.split.validation]
+    if target_V.dtype == np.int64:
+        return lambda outputs_VC: float(np.mean(outputs_VC.argmax(1) == target_V))
+    return lambda outputs_V1: target_std * float(np.sqrt(np.mean((outputs_V1[:, 0] - target_V) ** 2)))
+
+
 def evaluate(bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared) -> dict[str, object]:
     """``metrics`` of the contract, on the test rows.
 
@@ -367,7 +431,7 @@ def settings_of(request: TrainRequest | DistillRequest, schedule: Schedule) -> d
     """The request as it was carried out, without what says where data and result lie."""
     left_out = {"data", "teacher", "saving", "warnings", "device"}
     settings: dict[str, object] = {
-        f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in left_out
+        name: value for name, value in dataclasses.asdict(request).items() if name not in left_out
     }
     return settings | {"data": request.data.label, "batch_size": schedule.batch_size}
 

@@ -83,7 +83,12 @@ _SHARED: Final = (
 )
 _TEST_SIZE: Final = NumberField("test_size", "number", 0, 1, 0.2, open_low=True, open_high=True)
 
-TRAIN_NUMBERS: Final = _number_fields(_TEST_SIZE, NumberField("epochs", "integer", 1, 10_000, 100), *_SHARED)
+TRAIN_NUMBERS: Final = _number_fields(
+    _TEST_SIZE,
+    NumberField("epochs", "integer", 1, 10_000, 100),
+    *_SHARED,
+    NumberField("ensemble_size", "integer", 1, 64, 1),
+)
 HIDDEN_NUMBERS: Final = _number_fields(
     NumberField("hidden_dim", "integer", 8, 4_096, 128),
     NumberField("num_hidden_layers", "integer", 1, 32, 2),

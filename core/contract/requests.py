@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from core.contract.modes import TrainingMode
+from core.contract.sweeps import Sweep
 
 TaskChoice = Literal["auto", "classification", "regression"]
 
@@ -53,6 +54,8 @@ class TrainRequest:
     Attributes:
         batch_size: None: chosen from the row count.
         device: ``cpu``, ``cuda``, ``cuda:N``, or None for the best there is.
+        ensemble_size: How many models are trained, and kept as one where there are several.
+        sweep: Settings of which all combinations are trained, and the best is kept; None: none.
         saving: None: the bundle lives in the registry alone.
     """
 
@@ -71,6 +74,8 @@ class TrainRequest:
     dropout: float = 0.1
     early_stopping_patience: int = 10
     random_seed: int = 42
+    ensemble_size: int = 1
+    sweep: Sweep | None = None
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()

@@ -313,6 +313,8 @@ def test_train_defaults_are_the_contracts():
         dropout=0.1,
         early_stopping_patience=10,
         random_seed=42,
+        ensemble_size=1,
+        sweep=None,
         device=None,
         saving=None,
         warnings=(),
@@ -390,6 +392,7 @@ SHARED_RANGES = {
 RANGES = {
     "train": {
         **SHARED_RANGES,
+        "ensemble_size": Range(1, 64),
         "hidden_dim": Range(8, 4096),
         "num_hidden_layers": Range(1, 32),
         "dropout": Range(0, 0.9, integer=False),
@@ -789,7 +792,7 @@ def test_known_fields_are_the_contracts(kind):
         "test_size epochs batch_size learning_rate early_stopping_patience random_seed device "
         "save_model model_id overwrite"
     )
-    of_train = "hidden_dim num_hidden_layers dropout"
+    of_train = "hidden_dim num_hidden_layers dropout ensemble_size sweep"
     of_distill = (
         "teacher_run_id teacher_model_path teacher_model_id temperature alpha "
         "student_hidden_dim student_num_hidden_layers student_dropout"
