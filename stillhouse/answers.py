@@ -87,10 +87,31 @@ class SplitRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of several models that trained together.
+
+    Attributes:
+        random_seed: Of its first weights.
+        validation_metric_value: Accuracy or RMSE on the validation rows; None where there are none, or its
+            loss was no longer finite.
+        kept: Whether it is the best of a sweep, or in the ensemble.
+    """
+
+    learning_rate: float
+    dropout: float
+    random_seed: int
+    epochs_run: int
+    validation_loss: float | None
+    validation_metric_value: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """A training that ended well.
 
     Attributes:
+        members: Of an ensemble or a sweep; else empty.
         model_id, model_path: None unless it was saved.
         expires_at: When the run goes unless it is used; a saved model stays.
     """
@@ -105,9 +126,10 @@ class Trained:
     rows: SplitRows
     timings_s: Mapping[str, float]
     warnings: tuple[str, ...]
+    members: tuple[Member, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled(Trained):
     """A student, beside its teacher.
 

@@ -8,6 +8,13 @@ from typing import Annotated, Literal, TypedDict
 Task = Literal["auto", "classification", "regression"]
 
 
+class Sweep(TypedDict, total=False):
+    """Values of which each combination is trained, 64 at most."""
+
+    learning_rate: list[float]
+    dropout: list[float]
+
+
 class _Shared(TypedDict, total=False):
     dataset_id: Annotated[str, "id of an uploaded table"]
     data_path: Annotated[str, "file below a data root of the service"]
@@ -35,6 +42,8 @@ class TrainFields(_Shared, total=False):
     hidden_dim: Annotated[int, "width of the hidden layers"]
     num_hidden_layers: Annotated[int, "number of hidden layers"]
     dropout: Annotated[float, "share of the hidden units left out of a step"]
+    ensemble_size: Annotated[int, "models that are trained together and kept as one; 1 by default"]
+    sweep: Annotated[Sweep, "learning_rate and dropout as lists: the best combination is kept"]
 
 
 class DistillFields(_Shared, total=False):

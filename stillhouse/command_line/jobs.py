@@ -166,8 +166,18 @@ def _rows(trained: Trained) -> list[tuple[str, object]]:
         ("epochs", trained.epochs_run),
         ("seconds", trained.timings_s.get("total")),
         ("device", trained.device),
+        *_members(trained),
         *metric_rows(trained.metrics),
     ]
+
+
+def _members(trained: Trained) -> list[tuple[str, object]]:
+    """How an ensemble is made up, or which model of a sweep was kept."""
+    kept = [member for member in trained.members if member.kept]
+    if len(kept) != 1:
+        return [("members", len(kept))] if kept else []
+    settings = f"learning_rate {kept[0].learning_rate:g}, dropout {kept[0].dropout:g}"
+    return [("kept", f"{settings}, of {len(trained.members)} models")]
 
 
 def _comparison(student: Distilled) -> list[tuple[str, object]]:
