@@ -41,15 +41,15 @@ class Mixture(nn.Module):
     Logits whose softmax is the mean of the members' probabilities; in regression, C = 1, the mean.
     """
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, members: int, outputs: int) -> None:
         super().__init__()
-        self.members = members
+        self.shape, self.log_members = (members, outputs), math.log(members)
 
     def forward(self, outputs: Tensor) -> Tensor:
-        outputs_BKC: Tensor = outputs.unflatten(1, (self.members, -1))
-        if outputs_BKC.shape[2] == 1:
+        outputs_BKC: Tensor = outputs.unflatten(1, self.shape)
+        if self.shape[1] == 1:
             return outputs_BKC.mean(1)
-        return torch.logsumexp(outputs_BKC.log_softmax(2), 1) - math.log(self.members)
+        return torch.logsumexp(outputs_BKC.log_softmax(2), 1) - self.log_members
 
 
 def load_model(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> nn.Sequential:
@@ -66,7 +66,9 @@ def load_model(architecture: Architecture, weights: Mapping[str, np.ndarray]) ->
 
 def ensemble(architecture: Architecture, members: int, stacked: Stacked) -> nn.Sequential:
     """The members side by side and their mixture, on the device of the weights; copies them."""
-    return nn.Sequential(*side_by_side(architecture, members, stacked), Mixture(members))
+    return nn.Sequential(
+        *side_by_side(architecture, members, stacked), Mixture(members, architecture.outputs)
+    )
 
 
 def side_by_side(architecture: Architecture, members: int, stacked: Stacked) -> nn.Sequential:

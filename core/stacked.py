@@ -115,7 +115,7 @@ def fit_together(
     Raises:
         CheckpointError: if the latest state is damaged or not of this training.
         TrainingStoppedError: within one batch after ``stop()`` turned true.
-        TrainingDivergedError: if no member's loss is finite any more.
+        TrainingDivergedError: if no member's loss stayed finite.
     """
     stacks = [Stack(part) for part in together.parts()]
     progress = Progress()
@@ -126,26 +126,29 @@ def fit_together(
     while progress.epoch < epochs and any(stack.running for stack in stacks):
         epoch, started = progress.epoch + 1, time.perf_counter()
         train_loss, validation_loss = _run_epoch(together, stacks, epoch, stop)
+        if train_loss is None:
+            break
         ended = time.perf_counter()
         progress = Progress(epoch, earlier_s + ended - began)
         yield EpochReport(epoch, epochs, train_loss, validation_loss, ended - started)
         if checkpoints and checkpoints.due(epoch):
             checkpoints.keep(epoch, state_of(stacks, progress).to_bytes(fingerprint))
-    return [fitted for stack in stacks for fitted in stack.end()], progress
+    fitted = [one for stack in stacks for one in stack.end()]
+    if all(one.weights is None for one in fitted):
+        raise divergence_error()
+    return fitted, progress
 
 
 def _run_epoch(
     together: Together, stacks: Sequence["Stack"], epoch: int, stop: Stop
-) -> tuple[float, float | None]:
-    """The mean losses of those that it trained."""
+) -> tuple[float | None, float | None]:
+    """The mean losses of those that it trained; None where none is finite."""
     rows, schedule = together.rows, together.schedule
     generator = torch.Generator(rows.features_NF.device).manual_seed(seed_from(schedule.seed, epoch))
     order = torch.randperm(len(rows.train), device=generator.device, generator=generator)
     batches = split_batches(rows.train[order], schedule.batch_size)
     losses = [pair for stack in stacks for pair in stack.run_epoch(epoch, batches, stop)]
     train_loss, validation_loss = (_mean(part) for part in zip(*losses, strict=True))
-    if train_loss is None:
-        raise divergence_error()
     return train_loss, validation_loss
 
 

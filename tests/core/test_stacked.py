@@ -288,6 +288,28 @@ def test_a_member_that_diverges_leaves_the_others_as_they_are():
         fit_all(together_of(problem, [WILD, WILD], schedule))
 
 
+class Scripted:
+    """Of two members the first gets worse each epoch, and the other is lost once it is alone."""
+
+    def __init__(self, validation):
+        self.validation, self.epoch = validation, 0
+
+    def gradient(self, outputs_BKC, rows_B):
+        if len(rows_B) != self.validation:
+            losses = torch.ones(outputs_BKC.shape[1])
+            return losses / (0 if outputs_BKC.shape[1] == 1 else 1), torch.zeros_like(outputs_BKC)
+        self.epoch += 1
+        return torch.tensor([self.epoch, 1 / self.epoch])[: outputs_BKC.shape[1]], outputs_BKC
+
+
+def test_what_has_ended_well_outlives_what_diverges_after_it():
+    problem = dataclasses.replace(fixed("mlp"), objective=Scripted(15))
+    reports, fitted, _ = fit_all(together_of(problem, FOUR[:2], dataclasses.replace(PATIENT, patience=2)))
+    assert [one.weights is None for one in fitted] == [False, True]
+    assert ([one.epochs_run for one in fitted], len(reports)) == ([3, 4], 3)
+    assert fitted[0].validation_loss == 1
+
+
 def test_stopping_ends_it_within_one_batch():
     problem, asked = fixed("mlp"), []
 
