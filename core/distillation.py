@@ -34,6 +34,7 @@ from core.pipeline import (
     schema_of,
     settings_of,
     split_of,
+    time_warning,
     timings,
 )
 from core.prediction import as_prediction
@@ -133,7 +134,12 @@ def distill(
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
-        warnings=(*request.warnings, *_date_warning(request), *dropped_warning(target)),
+        warnings=(
+            *request.warnings,
+            *_date_warning(request),
+            *dropped_warning(target),
+            *time_warning(schedule, progress),
+        ),
         comparison=comparison,
     )
 

@@ -168,7 +168,12 @@ def train(
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
-        warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
+        warnings=(
+            *request.warnings,
+            *dropped_warning(target),
+            *encoder.warnings,
+            *time_warning(schedule, progress),
+        ),
     )
 
 
@@ -286,6 +291,7 @@ def schedule_of(
         learning_rate=request.learning_rate,
         patience=request.early_stopping_patience,
         seed=request.random_seed,
+        max_seconds=math.inf if request.max_seconds is None else request.max_seconds,
     )
 
 
@@ -307,7 +313,7 @@ class Keeping:
     def fingerprint(self, data: Prepared) -> str:
         """Settings, shapes, split and targets: what costs little and has the same bits on every machine."""
         described = {
-            "settings": self.settings,
+            "settings": {name: value for name, value in self.settings.items() if name != "max_seconds"},
             "architecture": dataclasses.asdict(self.architecture),
             "features": self.encoder.feature_names,
         }
@@ -378,6 +384,13 @@ def count_rows(split: Split) -> dict[str, int]:
 
 def dropped_warning(target: Target) -> tuple[str, ...]:
     return (f"{target.dropped} rows without a target were left out",) if target.dropped else ()
+
+
+def time_warning(schedule: Schedule, progress: Progress) -> tuple[str, ...]:
+    if not schedule.is_out_of_time(progress):
+        return ()
+    of = f"{progress.epoch} of {schedule.epochs} epochs"
+    return (f"training ended after {of}, for max_seconds is {schedule.max_seconds:g}",)
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

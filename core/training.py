@@ -35,6 +35,7 @@ class Schedule:
         patience: Epochs without improvement of the validation loss before stopping; 0 runs every epoch and
             keeps the last weights.
         seed: Of the batch order and of dropout.
+        max_seconds: After which no further epoch begins, those before a checkpoint included.
     """
 
     epochs: int
@@ -42,11 +43,20 @@ class Schedule:
     learning_rate: float
     patience: int
     seed: int
+    max_seconds: float = math.inf
 
     def learning_rate_in(self, epoch: int) -> float:
         """Of an epoch, counted from 1."""
         remaining = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
         return self.learning_rate * (0.01 + 0.99 * remaining)
+
+    def is_complete(self, progress: Progress) -> bool:
+        """Whether every epoch ran, or as many as the patience allows."""
+        return progress.epoch >= self.epochs or 0 < self.patience <= progress.waited
+
+    def is_out_of_time(self, progress: Progress) -> bool:
+        """Whether the time was over before that."""
+        return progress.seconds >= self.max_seconds and not self.is_complete(progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,7 @@ def fit(
     make_step: StepMaker = choose_step,
     checkpoints: Checkpoints | None = None,
     fingerprint: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[EpochReport, None, Progress]:
     """Minimises ``objective`` with Adam; leaves the best weights in ``network``, in evaluation mode.
 
@@ -127,15 +138,15 @@ def fit(
     if kept is not None:
         state.load(kept, fingerprint)
     earlier_s, generator = state.progress.seconds, torch.Generator(device)
-    began = time.perf_counter()
-    while not _has_ended(state.progress, schedule):
-        epoch, started = state.progress.epoch + 1, time.perf_counter()
+    began = clock()
+    while not (schedule.is_complete(state.progress) or schedule.is_out_of_time(state.progress)):
+        epoch, started = state.progress.epoch + 1, clock()
         begin_epoch(network, epoch)
         generator.manual_seed(seed_from(schedule.seed, epoch))
         order = rows.train[torch.randperm(len(rows.train), device=device, generator=generator)]
         train_loss = _run_epoch(step, order, schedule.batch_size, schedule.learning_rate_in(epoch), stop)
         validation_loss = loss_on(network, objective, rows.features_NF, rows.validation)
-        ended = time.perf_counter()
+        ended = clock()
         state.end_epoch(validation_loss if schedule.patience else None, earlier_s + ended - began)
         yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, ended - started)
         if checkpoints and checkpoints.due(epoch):
@@ -143,11 +154,6 @@ def fit(
     state.load_best()
     network.eval()
     return state.progress
-
-
-def _has_ended(progress: Progress, schedule: Schedule) -> bool:
-    waited_out = 0 < schedule.patience <= progress.waited
-    return waited_out or progress.epoch >= schedule.epochs
 
 
 def loss_on(network: nn.Module, objective: Objective, features_NF: Tensor, rows: Tensor) -> float | None:

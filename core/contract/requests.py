@@ -52,6 +52,7 @@ class TrainRequest:
 
     Attributes:
         batch_size: None: chosen from the row count.
+        max_seconds: Of training, after which no further epoch begins; None: no limit.
         device: ``cpu``, ``cuda``, ``cuda:N``, or None for the best there is.
         saving: None: the bundle lives in the registry alone.
     """
@@ -71,6 +72,7 @@ class TrainRequest:
     dropout: float = 0.1
     early_stopping_patience: int = 10
     random_seed: int = 42
+    max_seconds: float | None = None
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()
@@ -104,6 +106,7 @@ class DistillRequest:
     student_dropout: float | None = None
     early_stopping_patience: int = 10
     random_seed: int = 42
+    max_seconds: float | None = None
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()

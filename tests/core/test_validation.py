@@ -313,6 +313,7 @@ def test_train_defaults_are_the_contracts():
         dropout=0.1,
         early_stopping_patience=10,
         random_seed=42,
+        max_seconds=None,
         device=None,
         saving=None,
         warnings=(),
@@ -340,6 +341,7 @@ def test_distil_defaults_are_the_contracts():
         student_dropout=None,
         early_stopping_patience=10,
         random_seed=42,
+        max_seconds=None,
         device=None,
         saving=None,
         warnings=(),
@@ -386,6 +388,7 @@ SHARED_RANGES = {
     "learning_rate": Range(0, 1, integer=False, open_low=True),
     "early_stopping_patience": Range(0, 10_000),
     "random_seed": Range(0, 2**32 - 1),
+    "max_seconds": Range(0, 86_400, integer=False, open_low=True),
 }
 RANGES = {
     "train": {
@@ -786,7 +789,7 @@ def test_many_unknown_fields_do_not_make_many_warnings(kind):
 def test_known_fields_are_the_contracts(kind):
     shared = (
         "dataset_id data_path target_column sheet_name task training_mode exclude_columns date_columns "
-        "test_size epochs batch_size learning_rate early_stopping_patience random_seed device "
+        "test_size epochs batch_size learning_rate early_stopping_patience random_seed max_seconds device "
         "save_model model_id overwrite"
     )
     of_train = "hidden_dim num_hidden_layers dropout"
