@@ -20,6 +20,7 @@ from core.pipeline import (
     Outcome,
     Prepared,
     Work,
+    check_room,
     count_rows,
     dropped_warning,
     encode,
@@ -89,19 +90,20 @@ def distill(
     columns = feature_columns(table, request)
     del table
     _check_columns(columns, master)
+    architecture = student_architecture(
+        request, master.architecture, classification=master.classes is not None
+    )
+    schedule = schedule_of(request, len(split.train), architecture)
+    check_room(columns, split, architecture, schedule, device)
     features = encode(columns, master.encoder)
     data = place(features, target, split, (master.target_mean, master.target_std), device)
     teacher_network = load_network(master.architecture, master.weights).to(device)
     teacher_outputs = outputs_of(teacher_network, data.features)
     loaded = time.perf_counter()
 
-    architecture = student_architecture(
-        request, master.architecture, classification=master.classes is not None
-    )
     network = new_network(architecture, master.encoder, request.random_seed, device)
     hard = cross_entropy(data.target, len(master.classes)) if master.classes else squared_error(data.target)
     objective = _objective(request, master, hard, teacher_outputs)
-    schedule = schedule_of(request, len(split.train), architecture)
     settings = settings_of(request, schedule)
     keeping = Keeping(checkpoints, settings, architecture, master.encoder, master.weights)
     progress = yield from run(network, objective, data, schedule, stop, keeping)

@@ -19,10 +19,11 @@ from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
 from core.encoding import Encoder
 from core.errors import DatasetError, TrainingModeError
+from core.estimate import training_need
 from core.evaluation import report
 from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
-from core.memory import memory_errors
+from core.memory import memory_errors, require_room
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
@@ -122,10 +123,6 @@ def train(
     columns = feature_columns(table, request)
     del table
     encoder = Encoder.fit(columns, split.train, date_columns=request.date_columns)
-    features = encode(columns, encoder)
-    data = place(features, target, split, target_scale(target, split), device)
-    loaded = time.perf_counter()
-
     classes = target.classes
     architecture = design(
         request.training_mode,
@@ -136,9 +133,14 @@ def train(
         dropout=request.dropout,
         classification=classes is not None,
     )
+    schedule = schedule_of(request, len(split.train), architecture)
+    check_room(columns, split, architecture, schedule, device)
+    features = encode(columns, encoder)
+    data = place(features, target, split, target_scale(target, split), device)
+    loaded = time.perf_counter()
+
     network = new_network(architecture, encoder, request.random_seed, device)
     objective = _objective(request, data, classes, features, stop)
-    schedule = schedule_of(request, len(split.train), architecture)
     settings = settings_of(request, schedule)
     keeping = Keeping(checkpoints, settings, architecture, encoder)
     progress = yield from run(network, objective, data, schedule, stop, keeping)
@@ -235,6 +237,30 @@ def load_rows(request: TrainRequest | DistillRequest, open_file: Opener) -> pa.T
 def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> dict[str, pa.ChunkedArray]:
     left_out = {request.target_column, *request.exclude_columns}
     return {name: table[name] for name in table.column_names if name not in left_out}
+
+
+def check_room(
+    columns: Mapping[str, pa.ChunkedArray],
+    split: Split,
+    architecture: Architecture,
+    schedule: Schedule,
+    device: torch.device,
+) -> None:
+    """Refuses what cannot fit, now that the size of everything is known and little of it is there.
+
+    Raises:
+        CudaOutOfMemoryError, HostOutOfMemoryError
+    """
+    need = training_need(
+        architecture,
+        rows=sum(count_rows(split).values()),
+        train_rows=len(split.train),
+        batch_size=schedule.batch_size,
+        watched=schedule.patience > 0,
+        on_cuda=device.type == "cuda",
+    )
+    freed = sum(column.nbytes for column in columns.values())
+    require_room(need, schedule.batch_size, device, given_back=freed)
 
 
 def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from core.checkpoints import Checkpoint, Progress
 from core.errors import CheckpointError, ParameterError, TrainingDivergedError, TrainingStoppedError
+from core.estimate import EVALUATION_ROWS
 from core.losses import Objective
 from core.masks import seed_from
 from core.models import begin_epoch, seed_dropout
 from core.steps import Step, StepMaker, choose_step
 
-EVALUATION_ROWS = 16_384
 THREADED_PRODUCT = 2**22  # multiply-adds of one layer and batch from which a second thread pays
 
 Stop = Callable[[], bool]
