@@ -11,6 +11,7 @@ import torch
 from core.architecture import Architecture, design
 from core.bundles import Bundle
 from core.contract import DistillRequest
+from core.details import check_interval, with_details
 from core.errors import DatasetError, ParameterError
 from core.evaluation import fidelity, report
 from core.losses import Objective, blend, cross_entropy, distillation_divergence, squared_error
@@ -87,6 +88,7 @@ def distill(
         table = table.take(pa.array(target.rows))
     infos = column_infos(table)
     split = split_of(request, target)
+    check_interval(request, target, split)
     columns = feature_columns(table, request)
     del table
     _check_columns(columns, master)
@@ -116,11 +118,13 @@ def distill(
         architecture=architecture,
         weights=export_weights(network),
         temperature=1.0,
+        interval=None,
         schema=schema_of(request, infos, master.encoder, master.classes),
         settings=settings,
         lineage={"teacher": dict(teacher.reference)},
     )
     bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    bundle = with_details(request, bundle, network, data, stop)
     file = bundle.to_bytes()
     student_outputs = outputs_of(network, data.features)
     comparison = {

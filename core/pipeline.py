@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from core.bundles import Bundle
 from core.checkpoints import Progress, fingerprint_of
 from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
+from core.details import check_interval, with_details
 from core.encoding import Encoder
 from core.errors import DatasetError, TrainingModeError
 from core.estimate import training_need
@@ -120,6 +122,7 @@ def train(
     _check_mode_fits(request.training_mode, target)
     infos = column_infos(table)
     split = split_of(request, target)
+    check_interval(request, target, split)
     columns = feature_columns(table, request)
     del table
     encoder = Encoder.fit(columns, split.train, date_columns=request.date_columns)
@@ -163,6 +166,7 @@ def train(
         lineage={"teacher": None},
     )
     bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    bundle = with_details(request, bundle, network, data, stop)
     return Outcome(
         bundle=bundle,
         file=bundle.to_bytes(),
@@ -271,7 +275,11 @@ def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
 
 
 def split_of(request: TrainRequest | DistillRequest, target: Target) -> Split:
-    watched = request.early_stopping_patience > 0 or request.training_mode == "calibrated_classifier"
+    watched = (
+        request.early_stopping_patience > 0
+        or request.training_mode == "calibrated_classifier"
+        or request.interval is not None
+    )
     return split_rows(
         len(target.values),
         test_size=request.test_size,
@@ -321,6 +329,9 @@ def schedule_of(
     )
 
 
+_AFTERWARDS: Final = {"max_seconds", "interval", "importance"}  # settings that change no epoch
+
+
 @dataclass(frozen=True, slots=True)
 class Keeping:
     """Where the states of a training are kept, and what they belong to.
@@ -339,7 +350,7 @@ class Keeping:
     def fingerprint(self, data: Prepared) -> str:
         """Settings, shapes, split and targets: what costs little and has the same bits on every machine."""
         described = {
-            "settings": {name: value for name, value in self.settings.items() if name != "max_seconds"},
+            "settings": {name: value for name, value in self.settings.items() if name not in _AFTERWARDS},
             "architecture": dataclasses.asdict(self.architecture),
             "features": self.encoder.feature_names,
         }

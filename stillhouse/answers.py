@@ -140,12 +140,14 @@ class Predictions:
     Attributes:
         classes: None in regression, as are ``probabilities``.
         probabilities: One of each class a row.
+        intervals: Low and high of each row, where they were asked for.
     """
 
     predictions: tuple[Value, ...]
     classes: tuple[Value, ...] | None
     probabilities: tuple[tuple[float, ...], ...] | None
     warnings: tuple[str, ...]
+    intervals: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

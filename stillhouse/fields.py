@@ -24,6 +24,8 @@ class _Shared(TypedDict, total=False):
     early_stopping_patience: Annotated[int, "epochs without improvement before stopping; 0 runs all"]
     random_seed: Annotated[int, "of split, weights and order of rows"]
     max_seconds: Annotated[float, "of training, after which no further epoch begins"]
+    interval: Annotated[float, "share of new values that intervals around predictions shall hold"]
+    importance: Annotated[bool, "measure how much each column matters"]
     device: Annotated[str, "where to train: cpu, cuda or cuda:N; the best there is by default"]
     save_model: Annotated[bool, "keep the run as a model, which does not expire"]
     model_id: Annotated[str, "name of the saved model"]

@@ -81,6 +81,7 @@ _SHARED: Final = (
     NumberField("early_stopping_patience", "integer", 0, 10_000, None),
     NumberField("random_seed", "integer", 0, 2**32 - 1, 42),
     NumberField("max_seconds", "number", 0, 86_400, None, open_low=True),
+    NumberField("interval", "number", 0, 1, None, open_low=True, open_high=True),
 )
 _TEST_SIZE: Final = NumberField("test_size", "number", 0, 1, 0.2, open_low=True, open_high=True)
 

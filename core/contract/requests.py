@@ -53,6 +53,8 @@ class TrainRequest:
     Attributes:
         batch_size: None: chosen from the row count.
         max_seconds: Of training, after which no further epoch begins; None: no limit.
+        interval: Share of the values that intervals around predictions shall hold; None: no intervals.
+        importance: Whether to measure how much each column matters.
         device: ``cpu``, ``cuda``, ``cuda:N``, or None for the best there is.
         saving: None: the bundle lives in the registry alone.
     """
@@ -73,6 +75,8 @@ class TrainRequest:
     early_stopping_patience: int = 10
     random_seed: int = 42
     max_seconds: float | None = None
+    interval: float | None = None
+    importance: bool = False
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()
@@ -107,6 +111,8 @@ class DistillRequest:
     early_stopping_patience: int = 10
     random_seed: int = 42
     max_seconds: float | None = None
+    interval: float | None = None
+    importance: bool = False
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()
