@@ -27,6 +27,19 @@ Value = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
+class Interval:
+    """Around each prediction of a regression.
+
+    Attributes:
+        level: Share of new values that it holds.
+        radius: Half its width, in the target's units.
+    """
+
+    level: float
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """One trained model.
 
@@ -34,6 +47,7 @@ class Bundle:
         classes: Sorted labels in the order of the logits; None in regression.
         target_mean, target_std: Undo the standardisation of a regression target; 0 and 1 in classification.
         temperature: Divides the logits before the softmax (Guo et al. 2017); 1 where none was fitted.
+        interval: None where none was asked for, as in every file of earlier days.
         schema: Columns with dtype, role and null count; target; classes (contract, section 7).
         settings: The request's fields as they were used, for the record.
         weights: By the names of ``torch.nn.Module.state_dict``; of an ensemble with an axis of members in
@@ -50,6 +64,7 @@ class Bundle:
     target_mean: float = 0.0
     target_std: float = 1.0
     temperature: float = 1.0
+    interval: Interval | None = None
     schema: Mapping[str, object] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, object] = field(default_factory=dict)
@@ -69,6 +84,7 @@ class Bundle:
             "target_mean": self.target_mean,
             "target_std": self.target_std,
             "temperature": self.temperature,
+            "interval": None if self.interval is None else dataclasses.asdict(self.interval),
             "schema": self.schema,
             "settings": self.settings,
             "metrics": self.metrics,
@@ -137,7 +153,7 @@ def header_length(start: bytes | memoryview) -> int:
 _DAMAGED: Final = (
     "The file is not a whole Stillhouse bundle (safetensors): restore it or train the model again."
 )
-_HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights"}
+_HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights", "interval"}
 _LARGEST_HEADER: Final = 100_000_000  # the limit of safetensors itself
 
 
@@ -176,10 +192,11 @@ def _assemble(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -
         }
 
     direct = {f.name: header[f.name] for f in dataclasses.fields(Bundle) if f.name in header}
-    classes = header["classes"]
+    classes, interval = header["classes"], header.get("interval")
     return Bundle(
         **direct  # type: ignore[arg-type]
         | {
+            "interval": None if interval is None else Interval(**interval),  # type: ignore[arg-type]
             "classes": None if classes is None else tuple(classes),  # type: ignore[arg-type]
             "architecture": _architecture(header["architecture"]),  # type: ignore[arg-type]
             "encoder": Encoder.from_state(header["encoder"], under("encoder.")),  # type: ignore[arg-type]

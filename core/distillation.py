@@ -12,6 +12,7 @@ from core.architecture import Architecture, design
 from core.augmentation import further_rows
 from core.bundles import Bundle
 from core.contract import DistillRequest
+from core.details import check_interval, with_details
 from core.ensembles import load_model
 from core.errors import DatasetError, ParameterError
 from core.evaluation import fidelity, report
@@ -22,6 +23,7 @@ from core.pipeline import (
     Outcome,
     Prepared,
     Work,
+    check_room,
     count_rows,
     dropped_warning,
     encode,
@@ -36,6 +38,7 @@ from core.pipeline import (
     schema_of,
     settings_of,
     split_of,
+    time_warning,
     timings,
 )
 from core.prediction import as_prediction
@@ -91,9 +94,15 @@ def distill(
         table = table.take(pa.array(target.rows))
     infos = column_infos(table)
     split = split_of(request, target)
+    check_interval(request, target, split)
     columns = feature_columns(table, request)
     del table
     _check_columns(columns, master)
+    architecture = student_architecture(
+        request, master.architecture, classification=master.classes is not None
+    )
+    schedule = schedule_of(request, len(split.train), architecture)
+    check_room(columns, split, architecture, schedule, device)
     features = encode(columns, master.encoder)
     data = place(features, target, split, (master.target_mean, master.target_std), device)
     teacher_network = load_model(master.architecture, master.weights).to(device)
@@ -101,14 +110,10 @@ def distill(
     lesson, lesson_outputs = _lesson(request, data, features, teacher_network, teacher_outputs)
     loaded = time.perf_counter()
 
-    architecture = student_architecture(
-        request, master.architecture, classification=master.classes is not None
-    )
     network = new_network(architecture, master.encoder, request.random_seed, device)
     target_N = lesson.target
     hard = cross_entropy(target_N, len(master.classes)) if master.classes else squared_error(target_N)
     objective = _objective(request, master, hard, lesson_outputs)
-    schedule = schedule_of(request, len(split.train), architecture)
     settings = settings_of(request, schedule)
     keeping = Keeping(checkpoints, settings, architecture, master.encoder, master.weights)
     progress = yield from run(network, objective, lesson, schedule, stop, keeping)
@@ -121,11 +126,13 @@ def distill(
         architecture=architecture,
         weights=export_weights(network),
         temperature=1.0,
+        interval=None,
         schema=schema_of(request, infos, master.encoder, master.classes),
         settings=settings,
         lineage={"teacher": dict(teacher.reference)},
     )
     bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    bundle = with_details(request, bundle, network, data, stop)
     file = bundle.to_bytes()
     student_outputs = outputs_of(network, data.features)
     comparison = {
@@ -141,7 +148,12 @@ def distill(
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
-        warnings=(*request.warnings, *_date_warning(request), *dropped_warning(target)),
+        warnings=(
+            *request.warnings,
+            *_date_warning(request),
+            *dropped_warning(target),
+            *time_warning(schedule, progress),
+        ),
         comparison=comparison,
     )
 

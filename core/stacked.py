@@ -123,7 +123,8 @@ def fit_together(
     if kept is not None:
         progress = restore(stacks, Checkpoint.from_bytes(kept, fingerprint))
     earlier_s, began, epochs = progress.seconds, time.perf_counter(), together.schedule.epochs
-    while progress.epoch < epochs and any(stack.running for stack in stacks):
+    limit_s = together.schedule.max_seconds
+    while progress.epoch < epochs and progress.seconds < limit_s and any(stack.running for stack in stacks):
         epoch, started = progress.epoch + 1, time.perf_counter()
         train_loss, validation_loss = _run_epoch(together, stacks, epoch, stop)
         if train_loss is None:

@@ -1,7 +1,7 @@
 """What the service answers, typed. Times are in UTC; fields that a later service adds are passed over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
@@ -69,6 +69,7 @@ class EpochReport:
 class Metrics:
     """Attributes:
     test_metric_name: ``accuracy`` or ``rmse``.
+    details: Of each class, and what the request asked for besides: intervals, importance.
     """
 
     task: Literal["classification", "regression"]
@@ -77,6 +78,7 @@ class Metrics:
     test_metric_name: str
     test_metric_value: float | None
     extra: Mapping[str, float | None]
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +162,14 @@ class Predictions:
     Attributes:
         classes: None in regression, as are ``probabilities``.
         probabilities: One of each class a row.
+        intervals: Low and high of each row, where they were asked for.
     """
 
     predictions: tuple[Value, ...]
     classes: tuple[Value, ...] | None
     probabilities: tuple[tuple[float, ...], ...] | None
     warnings: tuple[str, ...]
+    intervals: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

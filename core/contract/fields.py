@@ -80,6 +80,8 @@ _SHARED: Final = (
     NumberField("learning_rate", "number", 0, 1, 0.001, open_low=True),
     NumberField("early_stopping_patience", "integer", 0, 10_000, None),
     NumberField("random_seed", "integer", 0, 2**32 - 1, 42),
+    NumberField("max_seconds", "number", 0, 86_400, None, open_low=True),
+    NumberField("interval", "number", 0, 1, None, open_low=True, open_high=True),
 )
 _TEST_SIZE: Final = NumberField("test_size", "number", 0, 1, 0.2, open_low=True, open_high=True)
 

@@ -121,6 +121,7 @@ def parse_feature_columns(draft: Draft) -> None:
 def parse_numbers(table: Mapping[str, NumberField]) -> Step:
     def parse(draft: Draft) -> None:
         draft.values |= {name: number.parse(draft.payload) for name, number in table.items()}
+        draft.values["importance"] = parse_flag(draft.payload, "importance")
 
     return parse
 

@@ -208,6 +208,7 @@ def _body(kind: JobKind, example: dict[str, object]) -> dict[str, object]:
         "task": {"type": "string", "enum": ["auto", "classification", "regression"], "default": "auto"},
         "save_model": {"type": "boolean", "default": False},
         "overwrite": {"type": "boolean", "default": False},
+        "importance": {"type": "boolean", "default": False},
         "exclude_columns": {"type": "array", "items": {"type": "string"}, "default": []},
         "date_columns": {"type": "array", "items": {"type": "string"}, "default": []},
     }

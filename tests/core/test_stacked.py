@@ -402,3 +402,11 @@ def test_a_checkpoint_of_another_training_is_refused(other):
         fit_all(
             together_of(problem, chosen, PATIENT), checkpoints=Shelf(shelf.states[1]), fingerprint=fingerprint
         )
+
+
+def test_no_epoch_begins_after_the_time_is_over():
+    problem = fixed("mlp")
+    schedule = dataclasses.replace(PATIENT, max_seconds=1e-9)
+    reports, fitted, progress = fit_all(together_of(problem, FOUR, schedule))
+    assert (len(reports), progress.epoch) == (1, 1)
+    assert {one.epochs_run for one in fitted} == {1}
