@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import (
     edge,
+    ensembles,
     fuzz,
     gpu,
     memory,
@@ -34,6 +35,7 @@ SUBJECTS: Final[Mapping[str, Callable[[], Section]]] = {
     "overload": overload.measure,
     "proxies": proxies.measure,
     "training": training.measure,
+    "ensembles": ensembles.measure,
     "prediction": prediction.measure,
     "gpu": gpu.measure,
     "fuzz": fuzz.measure,

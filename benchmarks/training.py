@@ -78,7 +78,7 @@ def step_times(
     batch: int, mode: TrainingMode = "mlp_dense", device: str = "cpu", *, peers: bool = True
 ) -> Times:
     """Seconds a step, of whole epochs over the rows; of CPU time where peers are compared."""
-    features, classes = _encoded()
+    features, classes = encoded(ROWS)
     ways = {OURS: _epochs(features, classes, batch, mode, device, choose_step)}
     if peers:
         ways[EAGER] = _epochs(features, classes, batch, mode, device, EagerStep)
@@ -144,10 +144,11 @@ def _scikit_epochs(
         yield network.partial_fit(features, classes, classes=[0, 1, 2])
 
 
-def _encoded() -> tuple[np.ndarray, np.ndarray]:
-    table = mixed_table(ROWS)
+def encoded(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and classes of a mixed table."""
+    table = mixed_table(rows)
     columns = {name: table[name] for name in table.column_names if name != TARGET}
-    features = Encoder.fit(columns, np.arange(ROWS)).transform(columns).features
+    features = Encoder.fit(columns, np.arange(rows)).transform(columns).features
     kinds: pa.DictionaryArray = table[TARGET].combine_chunks().dictionary_encode()
     return features, kinds.indices.to_numpy().astype(np.int64)
 

@@ -19,6 +19,8 @@ class Architecture:
         outputs: C logits in classification, 1 standardised value in regression.
         hidden_dim, num_hidden_layers, dropout: 0 for ``linear``, which has no hidden layer.
         batch_norm: Whether hidden layers normalise over the batch (Ioffe and Szegedy 2015).
+        members: How many networks of this shape there are: more than one are an ensemble, which says the mean
+            of their probabilities or values.
     """
 
     kind: Kind
@@ -28,6 +30,7 @@ class Architecture:
     num_hidden_layers: int
     dropout: float
     batch_norm: bool
+    members: int = 1
 
 
 def design(

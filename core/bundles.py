@@ -22,7 +22,21 @@ from core.errors import BundleError
 from core.target import Task
 
 FORMAT_VERSION: Final = 1
+ENSEMBLE_VERSION: Final = 2  # of a bundle with several members, which older services refuse by its number
 Value = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Around each prediction of a regression.
+
+    Attributes:
+        level: Share of new values that it holds.
+        radius: Half its width, in the target's units.
+    """
+
+    level: float
+    radius: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +47,11 @@ class Bundle:
         classes: Sorted labels in the order of the logits; None in regression.
         target_mean, target_std: Undo the standardisation of a regression target; 0 and 1 in classification.
         temperature: Divides the logits before the softmax (Guo et al. 2017); 1 where none was fitted.
+        interval: None where none was asked for, as in every file of earlier days.
         schema: Columns with dtype, role and null count; target; classes (contract, section 7).
         settings: The request's fields as they were used, for the record.
-        weights: By the names of ``torch.nn.Module.state_dict``.
+        weights: By the names of ``torch.nn.Module.state_dict``; of an ensemble with an axis of members in
+            front.
     """
 
     task: Task
@@ -48,6 +64,7 @@ class Bundle:
     target_mean: float = 0.0
     target_std: float = 1.0
     temperature: float = 1.0
+    interval: Interval | None = None
     schema: Mapping[str, object] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     metrics: Mapping[str, object] = field(default_factory=dict)
@@ -57,16 +74,17 @@ class Bundle:
         """The file: the same bundle always gives the same bytes."""
         encoder_header, encoder_arrays = self.encoder.to_state()
         header = {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if self.architecture.members == 1 else ENSEMBLE_VERSION,
             "task": self.task,
             "training_mode": self.training_mode,
             "target_column": self.target_column,
             "classes": self.classes,
-            "architecture": dataclasses.asdict(self.architecture),
+            "architecture": _shape_of(self.architecture),
             "encoder": encoder_header,
             "target_mean": self.target_mean,
             "target_std": self.target_std,
             "temperature": self.temperature,
+            "interval": None if self.interval is None else dataclasses.asdict(self.interval),
             "schema": self.schema,
             "settings": self.settings,
             "metrics": self.metrics,
@@ -114,9 +132,9 @@ def read_header(start: bytes) -> dict[str, object]:
         found, lacks = header["format_version"], _HEADER_FIELDS - header.keys()
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(_DAMAGED) from error
-    if found != FORMAT_VERSION:
+    if found not in (FORMAT_VERSION, ENSEMBLE_VERSION):
         raise BundleError(
-            f"The bundle has format version {found!r:.20}; this service reads version {FORMAT_VERSION}.",
+            f"The bundle has format version {found!r:.20}; this service reads up to {ENSEMBLE_VERSION}.",
             format_version=str(found)[:20],
         )
     if lacks or not isinstance(header["metrics"], dict):
@@ -135,8 +153,21 @@ def header_length(start: bytes | memoryview) -> int:
 _DAMAGED: Final = (
     "The file is not a whole Stillhouse bundle (safetensors): restore it or train the model again."
 )
-_HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights"}
+_HEADER_FIELDS: Final = {f.name for f in dataclasses.fields(Bundle)} - {"weights", "interval"}
 _LARGEST_HEADER: Final = 100_000_000  # the limit of safetensors itself
+
+
+def _shape_of(architecture: Architecture) -> dict[str, object]:
+    """The fields of an architecture; that there is one member goes without saying, as in older bundles."""
+    shape = dataclasses.asdict(architecture)
+    return shape if architecture.members != 1 else {k: v for k, v in shape.items() if k != "members"}
+
+
+def _architecture(shape: Mapping[str, object]) -> Architecture:
+    architecture = Architecture(**shape)  # type: ignore[arg-type]
+    if not isinstance(architecture.members, int) or architecture.members < 1:
+        raise ValueError(f"members must be a number of them, got {architecture.members}")
+    return architecture
 
 
 def dump_header(header: Mapping[str, object]) -> str:
@@ -161,12 +192,13 @@ def _assemble(header: Mapping[str, object], tensors: Mapping[str, np.ndarray]) -
         }
 
     direct = {f.name: header[f.name] for f in dataclasses.fields(Bundle) if f.name in header}
-    classes = header["classes"]
+    classes, interval = header["classes"], header.get("interval")
     return Bundle(
         **direct  # type: ignore[arg-type]
         | {
+            "interval": None if interval is None else Interval(**interval),  # type: ignore[arg-type]
             "classes": None if classes is None else tuple(classes),  # type: ignore[arg-type]
-            "architecture": Architecture(**header["architecture"]),  # type: ignore[arg-type]
+            "architecture": _architecture(header["architecture"]),  # type: ignore[arg-type]
             "encoder": Encoder.from_state(header["encoder"], under("encoder.")),  # type: ignore[arg-type]
             "weights": under("weights."),
         }

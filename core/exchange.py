@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, ValidationError, model_validator
 
 from core.errors import MalformedBodyError, PredictionInputError, RequestError, SchemaError
 from core.table import Format, read_table
@@ -33,6 +33,7 @@ class PredictBody(BaseModel):
     model_id: Annotated[str, Field(min_length=1)] | None = None
     rows: list[dict[str, JsonValue]] | None = None
     columns: dict[str, list[JsonValue]] | None = None
+    intervals: StrictBool = False
 
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
@@ -166,21 +167,29 @@ def write_predictions(
     probabilities_NC: np.ndarray | None,
     warnings: Sequence[str],
     media_type: str,
+    intervals_N2: np.ndarray | None = None,
 ) -> bytes | memoryview:
     """Predictions in input order.
 
-    Tables have the columns ``prediction`` and, in classification, ``probability_<class>`` for each class.
+    Tables have the columns ``prediction``, in classification ``probability_<class>`` for each class, and with
+    intervals ``low`` and ``high``. JSON has ``intervals`` only where there are some.
     """
     if media_type == JSON:
         probabilities = None if probabilities_NC is None else probabilities_NC.tolist()
-        answer = {
+        answer: dict[str, object] = {
             "predictions": values,
             "classes": classes,
             "probabilities": probabilities,
             "warnings": warnings,
         }
+        if intervals_N2 is not None:
+            answer["intervals"] = intervals_N2.tolist()
         return pydantic_core.to_json(answer)
     table = _prediction_table(values, classes, probabilities_NC)
+    if intervals_N2 is not None:
+        low_high = (np.ascontiguousarray(side) for side in intervals_N2.T)
+        for name, side in zip(("low", "high"), low_high, strict=True):
+            table = table.append_column(name, pa.array(side))
     sink = pa.BufferOutputStream()
     if media_type == CSV:
         pyarrow.csv.write_csv(table, sink)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from core.bundles import Bundle
-from core.models import load_network
+from core.ensembles import load_model
 
 ExportFormat = Literal["onnx", "torchscript"]
 
@@ -30,7 +30,7 @@ class ExportedModel(nn.Module):
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
-        self.network = load_network(bundle.architecture, bundle.weights)
+        self.network = load_model(bundle.architecture, bundle.weights)
         self.classification = bundle.classes is not None
         self.temperature = bundle.temperature
         # tensors, for the ONNX exporter makes numbers float32

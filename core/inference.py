@@ -1,7 +1,8 @@
 """Networks in evaluation, by NumPy alone: for one row PyTorch's modules take ten times as long.
 
 Batch normalisation is affine there, so it is folded into a linear layer before or after it, in float64.
-Axes: N rows, B rows of a block, I inputs, O outputs, H hidden units.
+The members of an ensemble are computed together: their weights have an axis K more, in front of those named.
+Axes: N rows, B rows of a block, I inputs, O outputs, H hidden units, C outputs of a model, K members.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,26 +20,26 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Affine:
-    """``x W + b``."""
+    """``x W + b``; vectors are matrices of one row."""
 
     w_IO: np.ndarray
-    b_O: np.ndarray
+    b_1O: np.ndarray
 
     def __call__(self, x_BI: np.ndarray) -> np.ndarray:
         y_BO: np.ndarray = x_BI @ self.w_IO
-        y_BO += self.b_O
+        y_BO += self.b_1O
         return y_BO
 
-    def then(self, scale_O: np.ndarray, shift_O: np.ndarray) -> "Affine":
+    def then(self, scale_1O: np.ndarray, shift_1O: np.ndarray) -> "Affine":
         """``scale y + shift`` of its outputs y."""
-        return Affine(self.w_IO * scale_O, self.b_O * scale_O + shift_O)
+        return Affine(self.w_IO * scale_1O, self.b_1O * scale_1O + shift_1O)
 
-    def after(self, scale_I: np.ndarray, shift_I: np.ndarray) -> "Affine":
+    def after(self, scale_1I: np.ndarray, shift_1I: np.ndarray) -> "Affine":
         """Of ``scale x + shift`` in the place of x."""
-        return Affine(self.w_IO * scale_I[:, None], self.b_O + shift_I @ self.w_IO)
+        return Affine(self.w_IO * scale_1I.swapaxes(-1, -2), self.b_1O + shift_1I @ self.w_IO)
 
     def single(self) -> "Affine":
-        return Affine(np.ascontiguousarray(self.w_IO, np.float32), self.b_O.astype(np.float32))
+        return Affine(np.ascontiguousarray(self.w_IO, np.float32), self.b_1O.astype(np.float32))
 
 
 def fold(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Forward:
@@ -47,17 +48,33 @@ def fold(architecture: Architecture, weights: Mapping[str, np.ndarray]) -> Forwa
     Raises:
         ValueError: if the weights do not fit the architecture.
     """
-    forward = (_fold_resnet if architecture.kind == "resnet" else _fold_mlp)(architecture, _Weights(weights))
+    members, ready = architecture.members, _Weights(weights, architecture.members)
+    networks = (_fold_resnet if architecture.kind == "resnet" else _fold_mlp)(architecture, ready)
+    forward = networks if members == 1 else lambda features_BF: mixture(networks(features_BF))
+    block_rows = -(-BLOCK_ROWS // members)
 
     def in_blocks(features_NF: np.ndarray) -> np.ndarray:
-        if len(features_NF) <= BLOCK_ROWS:
+        if len(features_NF) <= block_rows:
             return forward(features_NF)
         outputs_NC = np.empty((len(features_NF), architecture.outputs), np.float32)
-        for start in range(0, len(features_NF), BLOCK_ROWS):
-            outputs_NC[start : start + BLOCK_ROWS] = forward(features_NF[start : start + BLOCK_ROWS])
+        for start in range(0, len(features_NF), block_rows):
+            outputs_NC[start : start + block_rows] = forward(features_NF[start : start + block_rows])
         return outputs_NC
 
     return in_blocks
+
+
+def mixture(outputs_KBC: np.ndarray) -> np.ndarray:
+    """The outputs (B, C) of an ensemble: logits whose softmax is the mean of the members' probabilities.
+
+    In regression, C = 1, the mean.
+    """
+    if outputs_KBC.shape[2] == 1:
+        return outputs_KBC.mean(0)  # type: ignore[no-any-return]
+    logs_KBC = outputs_KBC - outputs_KBC.max(2, keepdims=True)
+    logs_KBC -= np.log(np.exp(logs_KBC).sum(2, keepdims=True))
+    highest_BC = logs_KBC.max(0)  # taken out, so that no class has a logit of −∞
+    return highest_BC + np.log(np.exp(logs_KBC - highest_BC).mean(0))  # type: ignore[no-any-return]
 
 
 def _fold_mlp(a: Architecture, weights: "_Weights") -> Forward:
@@ -90,8 +107,8 @@ def _fold_resnet(a: Architecture, weights: "_Weights") -> Forward:
     position = a.num_hidden_layers + 1
     first, normalise = weights.linear("0", a.inputs, width).single(), None
     if a.batch_norm:
-        scale_H, shift_H = weights.normalisation(f"{position}", width)
-        normalise = scale_H.astype(np.float32), shift_H.astype(np.float32)
+        scale_1H, shift_1H = weights.normalisation(f"{position}", width)
+        normalise = scale_1H.astype(np.float32), shift_1H.astype(np.float32)
         position += 1
     last = weights.linear(f"{position + 1}", width, a.outputs).single()
 
@@ -114,24 +131,27 @@ def _relu(x_BH: np.ndarray) -> np.ndarray:
 class _Weights:
     """A bundle's weights by module, checked against the width that is wanted."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self._weights = weights
+    def __init__(self, weights: Mapping[str, np.ndarray], members: int) -> None:
+        self._weights, self._leading = weights, () if members == 1 else (members,)
 
     def linear(self, name: str, inputs: int, outputs: int) -> Affine:
         w_OI = self._array(f"{name}.weight", (outputs, inputs))
-        return Affine(w_OI.T, self._array(f"{name}.bias", (outputs,)))
+        return Affine(w_OI.swapaxes(-1, -2), self._vector(f"{name}.bias", outputs))
 
     def normalisation(self, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scale γ/s and shift β − mean γ/s with ``s = √(variance + ε)``, each (H,) float64."""
+        """Scale γ/s and shift β − mean γ/s with ``s = √(variance + ε)``, each (1, H) float64."""
         gamma, beta, mean, variance = (
-            self._array(f"{name}.{part}", (width,))
+            self._vector(f"{name}.{part}", width)
             for part in ("weight", "bias", "running_mean", "running_var")
         )
-        scale_H = gamma / np.sqrt(variance + _EPSILON)
-        return scale_H, beta - mean * scale_H
+        scale_1H = gamma / np.sqrt(variance + _EPSILON)
+        return scale_1H, beta - mean * scale_1H
+
+    def _vector(self, name: str, width: int) -> np.ndarray:
+        return self._array(name, (width,))[..., None, :]
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        array = self._weights.get(name)
+        array, shape = self._weights.get(name), (*self._leading, *shape)
         if array is None or array.shape != shape:
             found = "absent" if array is None else f"of shape {array.shape}"
             raise ValueError(f"weight {name!r} must have the shape {shape}, however it is {found}")

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from core import models
+from core import ensembles, models
 from core.masks import Masks
 
 _threshold_backward = torch.ops.aten.threshold_backward.grad_input
@@ -49,6 +49,32 @@ class Linear:
         torch.mm(g_BO.t(), self._x_BI, out=self._by_w_OI)
         if self._by_b_O is not None:  # a normalisation that follows leaves it without effect
             torch.sum(g_BO, 0, out=self._by_b_O)
+
+
+class BesideLinear:
+    """``Linear`` of K networks side by side: each product is one of K, and reads every K-th part of a row."""
+
+    def __init__(self, module: ensembles.BesideLinear, rows: int) -> None:
+        assert module.weight.grad is not None  # noqa: S101
+        members, outputs, inputs = module.weight.shape
+        self._w_KOI, self._w_KIO = module.weight, module.weight.transpose(1, 2)
+        self._b_K1O, self._by_w_KOI = module.bias.unsqueeze(1), module.weight.grad
+        self._by_b_KO = None if module.bias.grad is None else module.bias.grad.view(-1)
+        self._y_BKO = module.weight.new_empty(rows, members, outputs)
+        self._by_x_BKI = module.weight.new_empty(rows, members, inputs)
+
+    def forward(self, x_BKI: Tensor) -> Tensor:
+        self._x_KBI = x_BKI.view_as(self._by_x_BKI).transpose(0, 1)
+        torch.baddbmm(self._b_K1O, self._x_KBI, self._w_KIO, out=self._y_BKO.transpose(0, 1))
+        return self._y_BKO.flatten(1)
+
+    def backward(self, g_BKO: Tensor) -> Tensor:
+        g_KBO = g_BKO.view_as(self._y_BKO).transpose(0, 1)
+        torch.bmm(g_KBO.transpose(1, 2), self._x_KBI, out=self._by_w_KOI)
+        if self._by_b_KO is not None:
+            torch.sum(g_BKO, 0, out=self._by_b_KO)
+        torch.bmm(g_KBO, self._w_KOI, out=self._by_x_BKI.transpose(0, 1))
+        return self._by_x_BKI.flatten(1)
 
 
 class BatchNorm:
@@ -109,11 +135,13 @@ class Dropout:
         self._masks = masks
 
     def forward(self, x_BH: Tensor) -> Tensor:
-        self._m_BH = self._masks.draw(x_BH)
-        return x_BH.mul_(self._m_BH)
+        self._m = self._masks.draw(x_BH)  # (B, H), or (B, K, H) of networks side by side
+        x_BH.view_as(self._m).mul_(self._m)
+        return x_BH
 
     def backward(self, g_BH: Tensor) -> Tensor:
-        return g_BH.mul_(self._m_BH)
+        g_BH.view_as(self._m).mul_(self._m)
+        return g_BH
 
 
 class Residual:
@@ -170,6 +198,8 @@ def _layer(module: nn.Module, rows: int) -> Layer | None:
     match module:
         case nn.Linear():
             return Linear(module, rows)
+        case ensembles.BesideLinear():
+            return BesideLinear(module, rows)
         case nn.BatchNorm1d():
             return BatchNorm(module, rows)
         case nn.ReLU():

@@ -30,7 +30,8 @@ def train_model_from_file(
         fields: As in the contract's section 4: ``training_mode="tabresnet"``, ``epochs=50`` …
 
     Returns:
-        The bundle and its metrics. What there is to say besides comes as Python warnings.
+        The bundle and its metrics; of an ensemble or a sweep with ``members``, one entry each. What there is
+        to say besides comes as Python warnings.
 
     Raises:
         StillhouseError: of a field or of the data; nothing is written.
@@ -39,7 +40,7 @@ def train_model_from_file(
     request = validate_train(payload, _LocalLookups())
     _check_saves_nothing(request.saving)
     outcome = _run(train(request, _opener(request.data), _never), progress)
-    return outcome.bundle, outcome.bundle.metrics
+    return outcome.bundle, {**outcome.bundle.metrics, **outcome.comparison}
 
 
 def distill_model_from_file(

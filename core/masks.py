@@ -1,5 +1,6 @@
 """Dropout masks, from generators of their own: with the process's two trainings would disturb each other."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,3 +88,24 @@ class DeviceMasks:
 
     def draw(self, like: Tensor) -> Tensor:
         return torch.empty_like(like).bernoulli_(self._kept, generator=self._generator).div_(self._kept)
+
+
+class BesideMasks:
+    """Masks (B, K, H) for K networks side by side; those that are given the same stream share its masks."""
+
+    def __init__(self, masks: Sequence[Masks]) -> None:
+        self._masks, self._streams = masks, tuple(dict.fromkeys(masks))
+        self._drawn: Tensor | None = None
+
+    def begin(self, epoch: int) -> None:
+        for stream in self._streams:
+            stream.begin(epoch)
+
+    def draw(self, like: Tensor) -> Tensor:
+        like_BKH = like.unflatten(1, (len(self._masks), -1))
+        if len(self._streams) == 1:
+            return self._streams[0].draw(like_BKH[:, 0]).unsqueeze(1).expand_as(like_BKH)
+        if self._drawn is None or self._drawn.shape != like_BKH.shape:
+            self._drawn = torch.empty_like(like_BKH)
+        drawn = {stream: stream.draw(like_BKH[:, 0]) for stream in self._streams}
+        return torch.stack([drawn[stream] for stream in self._masks], 1, out=self._drawn)

@@ -35,6 +35,22 @@ def classification_metrics(
     }
 
 
+def confusion_matrix(y: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """How often a class (row) was taken for another (column), (C, C) int64."""
+    counts: np.ndarray = np.bincount(y * n_classes + predicted, minlength=n_classes**2)
+    return counts.reshape(n_classes, n_classes)
+
+
+def precision_recall_f1(confusion_CC: np.ndarray) -> np.ndarray:
+    """Of each class, (C, 3) float64; NaN where it is 0 / 0.
+
+    That is the precision of what was never predicted, the recall of what never occurs, the F1 of both.
+    """
+    hits_C, true_C, predicted_C = np.diag(confusion_CC), confusion_CC.sum(1), confusion_CC.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.stack([hits_C / predicted_C, hits_C / true_C, 2 * hits_C / (true_C + predicted_C)], axis=1)
+
+
 def regression_metrics(y: np.ndarray, prediction: np.ndarray) -> dict[str, float | None]:
     """All metrics of a regression."""
     return {"rmse": rmse(y, prediction), "mae": mae(y, prediction), "r2": r2(y, prediction)}

@@ -26,7 +26,8 @@ class Dropout(nn.Module):
         if not self.training or self.probability == 0:
             return x_BH
         assert self.masks is not None  # noqa: S101
-        return x_BH * self.masks.draw(x_BH)
+        masks = self.masks.draw(x_BH)
+        return (x_BH.view_as(masks) * masks).view_as(x_BH)
 
 
 class Residual(nn.Module):

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +18,21 @@ from core.bundles import Bundle
 from core.checkpoints import Progress, fingerprint_of
 from core.contract import DataSource, DistillRequest, TrainRequest
 from core.contract.modes import CLASSIFICATION_ONLY, TrainingMode
+from core.details import check_interval, with_details
 from core.encoding import Encoder
+from core.ensembles import load_model
 from core.errors import DatasetError, TrainingModeError
+from core.estimate import training_need
 from core.evaluation import report
 from core.forest import forest_outputs
 from core.losses import Objective, balanced_weights, blend, cross_entropy, soft_cross_entropy, squared_error
-from core.memory import memory_errors
+from core.members import Judge, members_of, train_members
+from core.memory import memory_errors, require_room
 from core.models import build_network, export_weights, initialise
 from core.prediction import as_prediction
 from core.schema import column_infos, describe
 from core.splits import Split, split_rows
+from core.stacked import Together
 from core.table import ColumnInfo, Opener, read_table
 from core.target import Target, infer_target
 from core.training import (
@@ -58,7 +64,7 @@ class Outcome:
         epochs_run: Including the epochs waited in vain before early stopping.
         rows: Counts by part: train, validation, test.
         timings_s: Seconds: load (read, encode, move), train, total.
-        comparison: Of a distillation: what the contract's section 5 adds.
+        comparison: Of a distillation what the contract's section 5 adds; of several models one entry each.
     """
 
     bundle: Bundle
@@ -119,13 +125,10 @@ def train(
     _check_mode_fits(request.training_mode, target)
     infos = column_infos(table)
     split = split_of(request, target)
+    check_interval(request, target, split)
     columns = feature_columns(table, request)
     del table
     encoder = Encoder.fit(columns, split.train, date_columns=request.date_columns)
-    features = encode(columns, encoder)
-    data = place(features, target, split, target_scale(target, split), device)
-    loaded = time.perf_counter()
-
     classes = target.classes
     architecture = design(
         request.training_mode,
@@ -136,39 +139,50 @@ def train(
         dropout=request.dropout,
         classification=classes is not None,
     )
-    network = new_network(architecture, encoder, request.random_seed, device)
-    objective = _objective(request, data, classes, features, stop)
     schedule = schedule_of(request, len(split.train), architecture)
-    settings = settings_of(request, schedule)
-    keeping = Keeping(checkpoints, settings, architecture, encoder)
-    progress = yield from run(network, objective, data, schedule, stop, keeping)
+    together = dataclasses.replace(architecture, members=max(1, len(members_of(request))))
+    check_room(columns, split, together, schedule, device)
+    features = encode(columns, encoder)
+    mean, std = target_scale(target, split)
+    data = place(features, target, split, (mean, std), device)
+    loaded = time.perf_counter()
+
+    objective = _objective(request, data, classes, features, stop)
+    keeping = Keeping(checkpoints, settings_of(request, schedule), architecture, encoder)
+    made = yield from _make(request, objective, data, std, schedule, stop, keeping)
     trained = time.perf_counter()
 
-    mean, std = target_scale(target, split)
     bundle = Bundle(
         task=target.task,
         training_mode=request.training_mode,
         target_column=request.target_column,
         classes=classes,
-        architecture=architecture,
+        architecture=made.architecture,
         encoder=encoder,
-        weights=export_weights(network),
+        weights=made.weights,
         target_mean=mean,
         target_std=std,
-        temperature=_temperature(request, network, data),
+        temperature=_temperature(request, made.network, data),
         schema=schema_of(request, infos, encoder, classes),
-        settings=settings,
+        settings=made.settings,
         lineage={"teacher": None},
     )
-    bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, network, objective, data))
+    bundle = dataclasses.replace(bundle, metrics=evaluate(bundle, made.network, objective, data))
+    bundle = with_details(request, bundle, made.network, data, stop)
     return Outcome(
         bundle=bundle,
         file=bundle.to_bytes(),
-        epochs_run=progress.epoch,
+        epochs_run=made.progress.epoch,
         device=str(device),
         rows=count_rows(split),
         timings_s=timings(started, loaded, trained),
-        warnings=(*request.warnings, *dropped_warning(target), *encoder.warnings),
+        warnings=(
+            *request.warnings,
+            *dropped_warning(target),
+            *encoder.warnings,
+            *time_warning(schedule, made.progress),
+        ),
+        comparison={"members": made.members} if made.members else {},
     )
 
 
@@ -232,6 +246,30 @@ def feature_columns(table: pa.Table, request: TrainRequest | DistillRequest) -> 
     return {name: table[name] for name in table.column_names if name not in left_out}
 
 
+def check_room(
+    columns: Mapping[str, pa.ChunkedArray],
+    split: Split,
+    architecture: Architecture,
+    schedule: Schedule,
+    device: torch.device,
+) -> None:
+    """Refuses what cannot fit, now that the size of everything is known and little of it is there.
+
+    Raises:
+        CudaOutOfMemoryError, HostOutOfMemoryError
+    """
+    need = training_need(
+        architecture,
+        rows=sum(count_rows(split).values()),
+        train_rows=len(split.train),
+        batch_size=schedule.batch_size,
+        watched=schedule.patience > 0,
+        on_cuda=device.type == "cuda",
+    )
+    freed = sum(column.nbytes for column in columns.values())
+    require_room(need, schedule.batch_size, device, given_back=freed)
+
+
 def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
     """The features, float32 (N, F); the columns are freed, and Arrow gives their memory back."""
     features = encoder.transform(columns, consume=True, strict_dates=False).features
@@ -240,7 +278,12 @@ def encode(columns: dict[str, pa.ChunkedArray], encoder: Encoder) -> np.ndarray:
 
 
 def split_of(request: TrainRequest | DistillRequest, target: Target) -> Split:
-    watched = request.early_stopping_patience > 0 or request.training_mode == "calibrated_classifier"
+    watched = (
+        request.early_stopping_patience > 0
+        or request.training_mode == "calibrated_classifier"
+        or request.interval is not None
+        or (isinstance(request, TrainRequest) and request.sweep is not None)
+    )
     return split_rows(
         len(target.values),
         test_size=request.test_size,
@@ -286,7 +329,11 @@ def schedule_of(
         learning_rate=request.learning_rate,
         patience=request.early_stopping_patience,
         seed=request.random_seed,
+        max_seconds=math.inf if request.max_seconds is None else request.max_seconds,
     )
+
+
+_AFTERWARDS: Final = {"max_seconds", "interval", "importance"}  # settings that change no epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +354,7 @@ class Keeping:
     def fingerprint(self, data: Prepared) -> str:
         """Settings, shapes, split and targets: what costs little and has the same bits on every machine."""
         described = {
-            "settings": self.settings,
+            "settings": {name: value for name, value in self.settings.items() if name not in _AFTERWARDS},
             "architecture": dataclasses.asdict(self.architecture),
             "features": self.encoder.feature_names,
         }
@@ -342,6 +389,66 @@ def run(
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What one request trained, with the settings that it turned out to have.
+
+    Attributes:
+        members: Of several models one entry each, as the answer has them.
+    """
+
+    network: nn.Sequential
+    architecture: Architecture
+    weights: Mapping[str, np.ndarray]
+    settings: Mapping[str, object]
+    progress: Progress
+    members: Sequence[Mapping[str, object]] = ()
+
+
+def _make(
+    request: TrainRequest,
+    objective: Objective,
+    data: Prepared,
+    target_std: float,
+    schedule: Schedule,
+    stop: Stop,
+    keeping: Keeping,
+) -> Generator[EpochReport, None, _Made]:
+    """Trains one model, or several together, of which all are kept as an ensemble or the best one."""
+    architecture, device = keeping.architecture, data.features.device
+    members = members_of(request)
+    if not members:
+        network = new_network(architecture, keeping.encoder, request.random_seed, device)
+        progress = yield from run(network, objective, data, schedule, stop, keeping)
+        return _Made(network, architecture, export_weights(network), keeping.settings, progress)
+    networks = [new_network(architecture, keeping.encoder, member.seed, device) for member in members]
+    together = Together(networks, architecture, members, objective, data.rows(), schedule)
+    judge = _judge(data, target_std)
+    with (
+        threads_for(schedule.batch_size, max(architecture.hidden_dim, 1)),
+        memory_errors(schedule.batch_size, device),
+    ):
+        kept = yield from train_members(
+            together,
+            judge,
+            stop,
+            keeping.checkpoints,
+            keeping.fingerprint(data) if keeping.checkpoints else "",
+            best_alone=request.sweep is not None,
+        )
+    network = load_model(kept.architecture, kept.weights).to(device)
+    settings = {**keeping.settings, **kept.settings}
+    return _Made(network, kept.architecture, kept.weights, settings, kept.progress, kept.report)
+
+
+def _judge(data: Prepared, target_std: float) -> Judge:
+    """Accuracy on the validation rows, or the root mean squared error in the target's units."""
+    target_V = data.target.cpu().numpy()[data.split.validation]
+    if target_V.dtype == np.int64:
+        return lambda outputs_VC: float(np.mean(outputs_VC.argmax(1) == target_V))
+    return lambda outputs_V1: target_std * float(np.sqrt(np.mean((outputs_V1[:, 0] - target_V) ** 2)))
+
+
 def evaluate(bundle: Bundle, network: nn.Module, objective: Objective, data: Prepared) -> dict[str, object]:
     """``metrics`` of the contract, on the test rows.
 
@@ -367,7 +474,7 @@ def settings_of(request: TrainRequest | DistillRequest, schedule: Schedule) -> d
     """The request as it was carried out, without what says where data and result lie."""
     left_out = {"data", "teacher", "saving", "warnings", "device"}
     settings: dict[str, object] = {
-        f.name: getattr(request, f.name) for f in dataclasses.fields(request) if f.name not in left_out
+        name: value for name, value in dataclasses.asdict(request).items() if name not in left_out
     }
     return settings | {"data": request.data.label, "batch_size": schedule.batch_size}
 
@@ -378,6 +485,13 @@ def count_rows(split: Split) -> dict[str, int]:
 
 def dropped_warning(target: Target) -> tuple[str, ...]:
     return (f"{target.dropped} rows without a target were left out",) if target.dropped else ()
+
+
+def time_warning(schedule: Schedule, progress: Progress) -> tuple[str, ...]:
+    if not schedule.is_out_of_time(progress):
+        return ()
+    of = f"{progress.epoch} of {schedule.epochs} epochs"
+    return (f"training ended after {of}, for max_seconds is {schedule.max_seconds:g}",)
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from core.bundles import Bundle, Value
 from core.encoding import Encoded
+from core.errors import ParameterError
 from core.inference import fold
 
 Columns = Mapping[str, pa.ChunkedArray | pa.Array | Sequence[object]]
@@ -47,6 +48,20 @@ class Predictor:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._forward = fold(bundle.architecture, bundle.weights)
+
+    def intervals(self, values_N: np.ndarray) -> np.ndarray:
+        """Low and high around the predicted values of a regression, (N, 2) float64.
+
+        Raises:
+            ParameterError: if the model was trained without.
+        """
+        interval = self.bundle.interval
+        if interval is None:
+            raise ParameterError(
+                "The model has no intervals: leave intervals out, or train with interval, such as 0.9.",
+                field="intervals",
+            )
+        return np.stack([values_N - interval.radius, values_N + interval.radius], axis=1)
 
     def encode(self, columns: Columns) -> Encoded:
         """Rows of the user as features; raises PredictionInputError where they do not fit the schema."""

@@ -49,7 +49,7 @@ class EagerStep:
 
     def __init__(self, network: nn.Sequential, objective: Objective, features_NF: Tensor) -> None:
         self._network, self._objective, self._features_NF = network, objective, features_NF
-        self._optimizer = torch.optim.Adam(_learning(network), fused=True)
+        self._optimizer = torch.optim.Adam(learning(network), fused=True)
 
     def __call__(self, rows_B: Tensor, learning_rate: float) -> Tensor:
         self._network.train()
@@ -61,12 +61,12 @@ class EagerStep:
         return loss.detach()
 
     def moments(self) -> Moments:
-        kept = [self._optimizer.state[parameter] for parameter in _learning(self._network)]
+        kept = [self._optimizer.state[parameter] for parameter in learning(self._network)]
         mean_P, square_P = (torch.cat([state[name].flatten() for state in kept]) for name in _MOMENTS)
         return {"mean_P": mean_P, "square_P": square_P, "steps": kept[0]["step"].clone()}
 
     def restore(self, moments: Moments) -> None:
-        parameters = _learning(self._network)
+        parameters = learning(self._network)
         _check_size(moments, parameters)
         sizes = [parameter.numel() for parameter in parameters]
         means, squares = moments["mean_P"].split(sizes), moments["square_P"].split(sizes)
@@ -90,8 +90,9 @@ class FlatStep:
     def __init__(self, network: nn.Sequential, objective: Objective, features_NF: Tensor) -> None:
         self._network, self._objective, self._features_NF = network, objective, features_NF
         self._steps = torch.zeros((), dtype=torch.float32)
-        self._adam = _FlatAdam(*_flatten(network), self._steps)
-        self._counts = [self._steps, *_batch_counts(network)]
+        weights_P, gradients_P = flatten(network)
+        self._adam = Adam([weights_P], [gradients_P], self._steps)
+        self._counts = [self._steps, *batch_counts(network)]
         self._batches: dict[int, tuple[Tensor, Network]] = {}
 
     @torch.inference_mode()
@@ -105,17 +106,13 @@ class FlatStep:
         return loss
 
     def moments(self) -> Moments:
-        adam = self._adam
-        return {
-            "mean_P": adam.mean_P.clone(),
-            "square_P": adam.square_P.clone(),
-            "steps": self._steps.clone(),
-        }
+        (mean_P,), (square_P,) = self._adam.means, self._adam.squares
+        return {"mean_P": mean_P.clone(), "square_P": square_P.clone(), "steps": self._steps.clone()}
 
     def restore(self, moments: Moments) -> None:
-        _check_size(moments, _learning(self._network))
-        self._adam.mean_P.copy_(moments["mean_P"])
-        self._adam.square_P.copy_(moments["square_P"])
+        _check_size(moments, learning(self._network))
+        self._adam.means[0].copy_(moments["mean_P"])
+        self._adam.squares[0].copy_(moments["square_P"])
         self._steps.copy_(moments["steps"])
 
     def _batch(self, rows: int) -> tuple[Tensor, Network]:
@@ -126,25 +123,32 @@ class FlatStep:
         return self._batches[rows]
 
 
-class _FlatAdam:
-    """Adam (Kingma and Ba 2015, algorithm 1) over one vector of weights, as PyTorch's fused kernel has it.
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) over vectors of weights, as PyTorch's fused kernel has it.
 
     Args:
         steps: How many there were, the one to come included; the caller counts.
+        moments: Means of the gradients and of their squares to go on from; zeros by default.
     """
 
-    def __init__(self, weights_P: Tensor, gradients_P: Tensor, steps: Tensor) -> None:
-        self._weights_P, self._gradients_P, self._steps = weights_P, gradients_P, steps
-        self.mean_P, self.square_P = torch.zeros_like(weights_P), torch.zeros_like(weights_P)
+    def __init__(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        steps: Tensor,
+        moments: tuple[list[Tensor], list[Tensor]] | None = None,
+    ) -> None:
+        self._vectors = weights, gradients
+        self.means, self.squares = moments or (_zeros(weights), _zeros(weights))
+        self._steps = [steps] * len(weights)
 
     def step(self, learning_rate: float) -> None:
         torch._fused_adam_(
-            [self._weights_P],
-            [self._gradients_P],
-            [self.mean_P],
-            [self.square_P],
+            *self._vectors,
+            self.means,
+            self.squares,
             [],
-            [self._steps],
+            self._steps,
             lr=learning_rate,
             beta1=0.9,
             beta2=0.999,
@@ -155,9 +159,13 @@ class _FlatAdam:
         )
 
 
-def _flatten(network: nn.Module) -> tuple[Tensor, Tensor]:
+def _zeros(like: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(vector) for vector in like]
+
+
+def flatten(network: nn.Module) -> tuple[Tensor, Tensor]:
     """Moves what learns into one vector, its gradients into another; the parameters become views of them."""
-    parameters = _learning(network)
+    parameters = learning(network)
     weights_P = torch.cat([parameter.detach().flatten() for parameter in parameters])
     gradients_P = torch.zeros_like(weights_P)
     sizes = [parameter.numel() for parameter in parameters]
@@ -177,11 +185,12 @@ def _check_size(moments: Moments, parameters: list[nn.Parameter]) -> None:
         raise ValueError(f"moments must be of {size} weights, however their shapes are {shapes}")
 
 
-def _batch_counts(network: nn.Module) -> list[Tensor]:
+def batch_counts(network: nn.Module) -> list[Tensor]:
     """What the normalisations count themselves on the eager way."""
     norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm1d))
     return [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
 
 
-def _learning(network: nn.Module) -> list[nn.Parameter]:
+def learning(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that training changes."""
     return [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from core.checkpoints import Checkpoint, Progress
+from core.ensembles import evaluation_rows
 from core.errors import CheckpointError, ParameterError, TrainingDivergedError, TrainingStoppedError
+from core.estimate import EVALUATION_ROWS
 from core.losses import Objective
 from core.masks import seed_from
 from core.models import begin_epoch, seed_dropout
 from core.steps import Step, StepMaker, choose_step
 
-EVALUATION_ROWS = 16_384
 THREADED_PRODUCT = 2**22  # multiply-adds of one layer and batch from which a second thread pays
 
 Stop = Callable[[], bool]
@@ -35,6 +36,7 @@ class Schedule:
         patience: Epochs without improvement of the validation loss before stopping; 0 runs every epoch and
             keeps the last weights.
         seed: Of the batch order and of dropout.
+        max_seconds: After which no further epoch begins, those before a checkpoint included.
     """
 
     epochs: int
@@ -42,11 +44,20 @@ class Schedule:
     learning_rate: float
     patience: int
     seed: int
+    max_seconds: float = math.inf
 
     def learning_rate_in(self, epoch: int) -> float:
         """Of an epoch, counted from 1."""
         remaining = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
         return self.learning_rate * (0.01 + 0.99 * remaining)
+
+    def is_complete(self, progress: Progress) -> bool:
+        """Whether every epoch ran, or as many as the patience allows."""
+        return progress.epoch >= self.epochs or 0 < self.patience <= progress.waited
+
+    def is_out_of_time(self, progress: Progress) -> bool:
+        """Whether the time was over before that."""
+        return progress.seconds >= self.max_seconds and not self.is_complete(progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,7 @@ def fit(
     make_step: StepMaker = choose_step,
     checkpoints: Checkpoints | None = None,
     fingerprint: str = "",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[EpochReport, None, Progress]:
     """Minimises ``objective`` with Adam; leaves the best weights in ``network``, in evaluation mode.
 
@@ -127,15 +139,15 @@ def fit(
     if kept is not None:
         state.load(kept, fingerprint)
     earlier_s, generator = state.progress.seconds, torch.Generator(device)
-    began = time.perf_counter()
-    while not _has_ended(state.progress, schedule):
-        epoch, started = state.progress.epoch + 1, time.perf_counter()
+    began = clock()
+    while not (schedule.is_complete(state.progress) or schedule.is_out_of_time(state.progress)):
+        epoch, started = state.progress.epoch + 1, clock()
         begin_epoch(network, epoch)
         generator.manual_seed(seed_from(schedule.seed, epoch))
         order = rows.train[torch.randperm(len(rows.train), device=device, generator=generator)]
         train_loss = _run_epoch(step, order, schedule.batch_size, schedule.learning_rate_in(epoch), stop)
         validation_loss = loss_on(network, objective, rows.features_NF, rows.validation)
-        ended = time.perf_counter()
+        ended = clock()
         state.end_epoch(validation_loss if schedule.patience else None, earlier_s + ended - began)
         yield EpochReport(epoch, schedule.epochs, train_loss, validation_loss, ended - started)
         if checkpoints and checkpoints.due(epoch):
@@ -143,11 +155,6 @@ def fit(
     state.load_best()
     network.eval()
     return state.progress
-
-
-def _has_ended(progress: Progress, schedule: Schedule) -> bool:
-    waited_out = 0 < schedule.patience <= progress.waited
-    return waited_out or progress.epoch >= schedule.epochs
 
 
 def loss_on(network: nn.Module, objective: Objective, features_NF: Tensor, rows: Tensor) -> float | None:
@@ -167,8 +174,9 @@ def outputs_of(network: nn.Module, features_NF: Tensor, rows: Tensor | None = No
     network.eval()
     chosen = features_NF if rows is None else rows
     outputs_NC: Tensor | None = None
-    for start in range(0, max(len(chosen), 1), EVALUATION_ROWS):
-        block = chosen[start : start + EVALUATION_ROWS]
+    block_rows = evaluation_rows(network, EVALUATION_ROWS)
+    for start in range(0, max(len(chosen), 1), block_rows):
+        block = chosen[start : start + block_rows]
         part_BC = network(block if rows is None else features_NF[block])
         if outputs_NC is None:
             outputs_NC = part_BC.new_empty(len(chosen), part_BC.shape[1])
@@ -218,7 +226,7 @@ def threads_for(batch_size: int, width: int) -> Iterator[None]:
 
 def _run_epoch(step: Step, order: Tensor, batch_size: int, learning_rate: float, stop: Stop) -> float:
     total = torch.zeros((), device=order.device)
-    for rows_B in _batches(order, batch_size):
+    for rows_B in split_batches(order, batch_size):
         if stop():
             raise TrainingStoppedError("Training was stopped because nobody waits for its result any more.")
         total.add_(step(rows_B, learning_rate), alpha=len(rows_B))
@@ -234,7 +242,7 @@ def divergence_error() -> TrainingDivergedError:
     )
 
 
-def _batches(order: Tensor, batch_size: int) -> list[Tensor]:
+def split_batches(order: Tensor, batch_size: int) -> list[Tensor]:
     """Consecutive batches; a last one of a single row joins its neighbour, for it has no batch statistics."""
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) == 1:

@@ -18,6 +18,7 @@ class PredictCall:
         body: As bytes where it is small, as uint8 array where it is large.
         media_type: Of the body.
         run_id, model_id: From the query; JSON bodies may carry their own instead.
+        intervals: From the query, whether they are wanted; JSON bodies may say so too.
     """
 
     body: bytes | np.ndarray
@@ -25,6 +26,7 @@ class PredictCall:
     accept: str | None = None
     run_id: str | None = None
     model_id: str | None = None
+    intervals: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,16 +109,18 @@ class Predictor:
             accept = choose_media_type(call.accept, JSON)
             columns = columns_of(body, [column.name for column in model.bundle.encoder.columns])
             large = max(map(len, columns.values()), default=0) > INLINE_ROWS
+            wanted = call.intervals or body.intervals
         else:
             model = await self._model(reference(call.run_id, call.model_id))
             accept = choose_media_type(call.accept, call.media_type)
             columns = await self._run(True, lambda: read_columns(memoryview(call.body), call.media_type))  # type: ignore[arg-type]
-            large = True
+            large, wanted = True, call.intervals
         check_size(columns, self._limits)
         encoded = await self._run(large, lambda: model.encode(columns))
         prediction = await self._compute(model, encoded.features)
+        intervals = model.intervals(prediction.values) if wanted else None
         warnings = _warnings(encoded.unseen_counts, encoded.null_counts)
-        answer = await self._run(large, lambda: _written(prediction, warnings, accept))
+        answer = await self._run(large, lambda: _written(prediction, intervals, warnings, accept))
         self.observer.predicted(len(encoded.features), self._clock() - started)
         return answer
 
@@ -257,13 +259,16 @@ def _settle(done: asyncio.Future[Prediction], result: Prediction | Exception) ->
         done.set_result(result)
 
 
-def _written(prediction: Prediction, warnings: list[str], media_type: str) -> PredictAnswer:
+def _written(
+    prediction: Prediction, intervals: np.ndarray | None, warnings: list[str], media_type: str
+) -> PredictAnswer:
     data = write_predictions(
         prediction.labels() if media_type == JSON or prediction.classes else prediction.values,
         prediction.classes,
         prediction.probabilities,
         warnings,
         media_type,
+        intervals,
     )
     return PredictAnswer(packed(data), media_type, warnings)
 

@@ -1,7 +1,7 @@
 """What the service answers, typed. Times are in UTC; fields that a later service adds are passed over."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
@@ -69,6 +69,7 @@ class EpochReport:
 class Metrics:
     """Attributes:
     test_metric_name: ``accuracy`` or ``rmse``.
+    details: Of each class, and what the request asked for besides: intervals, importance.
     """
 
     task: Literal["classification", "regression"]
@@ -77,6 +78,7 @@ class Metrics:
     test_metric_name: str
     test_metric_value: float | None
     extra: Mapping[str, float | None]
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +89,31 @@ class SplitRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """One of several models that trained together.
+
+    Attributes:
+        random_seed: Of its first weights.
+        validation_metric_value: Accuracy or RMSE on the validation rows; None where there are none, or its
+            loss was no longer finite.
+        kept: Whether it is the best of a sweep, or in the ensemble.
+    """
+
+    learning_rate: float
+    dropout: float
+    random_seed: int
+    epochs_run: int
+    validation_loss: float | None
+    validation_metric_value: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """A training that ended well.
 
     Attributes:
+        members: Of an ensemble or a sweep; else empty.
         model_id, model_path: None unless it was saved.
         expires_at: When the run goes unless it is used; a saved model stays.
     """
@@ -105,9 +128,10 @@ class Trained:
     rows: SplitRows
     timings_s: Mapping[str, float]
     warnings: tuple[str, ...]
+    members: tuple[Member, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Distilled(Trained):
     """A student, beside its teacher.
 
@@ -138,12 +162,14 @@ class Predictions:
     Attributes:
         classes: None in regression, as are ``probabilities``.
         probabilities: One of each class a row.
+        intervals: Low and high of each row, where they were asked for.
     """
 
     predictions: tuple[Value, ...]
     classes: tuple[Value, ...] | None
     probabilities: tuple[tuple[float, ...], ...] | None
     warnings: tuple[str, ...]
+    intervals: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,13 +157,18 @@ def distill(*, progress: Progress | None = None, **fields: Unpack[DistillFields]
 
 
 def predict(
-    frame: "pd.DataFrame", *, run_id: str | None = None, model_id: str | None = None
+    frame: "pd.DataFrame",
+    *,
+    run_id: str | None = None,
+    model_id: str | None = None,
+    intervals: bool = False,
 ) -> "Call[pd.DataFrame]":
     """Predicts a DataFrame's rows; sent and answered as Arrow.
 
     Returns:
-        A DataFrame of the same index with ``prediction`` and, in classification, ``probability_<class>``
-        for each class; its ``attrs["warnings"]`` say what there is to say besides.
+        A DataFrame of the same index with ``prediction``, in classification ``probability_<class>`` for each
+        class, and with intervals ``low`` and ``high``; its ``attrs["warnings"]`` say what there is to say
+        besides.
     """
 
     def read(answer: Answer) -> "pd.DataFrame":
@@ -172,15 +177,19 @@ def predict(
         predicted.attrs["warnings"] = list(_warnings(answer))
         return predicted
 
-    return _predict(read, _arrow_of(frame), ARROW, ARROW, run_id, model_id)
+    return _predict(read, _arrow_of(frame), ARROW, ARROW, run_id, model_id, intervals)
 
 
 def predict_rows(
-    rows: Sequence[Mapping[str, object]], *, run_id: str | None = None, model_id: str | None = None
+    rows: Sequence[Mapping[str, object]],
+    *,
+    run_id: str | None = None,
+    model_id: str | None = None,
+    intervals: bool = False,
 ) -> Call[Predictions]:
     """Predicts rows given as dictionaries of JSON values."""
     model = {name: value for name, value in (("run_id", run_id), ("model_id", model_id)) if value is not None}
-    body = _json({"rows": list(rows), **model})
+    body = _json({"rows": list(rows), **model, **({"intervals": True} if intervals else {})})
     return Call("POST", "/api/v1/predict", _reader(Predictions), {}, body, JSON)
 
 
@@ -191,6 +200,7 @@ def predict_table(
     answer_as: str | None = None,
     run_id: str | None = None,
     model_id: str | None = None,
+    intervals: bool = False,
 ) -> Call[PredictedTable]:
     """Predicts the rows of a CSV, Parquet or Arrow file.
 
@@ -203,7 +213,7 @@ def predict_table(
     def read(answer: Answer) -> PredictedTable:
         return PredictedTable(answer.content, wanted, _warnings(answer))
 
-    return _predict(read, content, media_type, wanted, run_id, model_id)
+    return _predict(read, content, media_type, wanted, run_id, model_id, intervals)
 
 
 # ── Runs and models ─────────────────────────────────────────────────────────────────────────────────────────
@@ -311,8 +321,9 @@ def _predict(
     accept: str,
     run_id: str | None,
     model_id: str | None,
+    intervals: bool,
 ) -> Call[Result]:
-    given = (("run_id", run_id), ("model_id", model_id))
+    given = (("run_id", run_id), ("model_id", model_id), ("intervals", "true" if intervals else None))
     params = {name: value for name, value in given if value is not None}
     return Call("POST", "/api/v1/predict", read, params, content, media_type, accept)
 

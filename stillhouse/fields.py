@@ -8,6 +8,13 @@ from typing import Annotated, Literal, TypedDict
 Task = Literal["auto", "classification", "regression"]
 
 
+class Sweep(TypedDict, total=False):
+    """Values of which each combination is trained, 64 at most."""
+
+    learning_rate: list[float]
+    dropout: list[float]
+
+
 class _Shared(TypedDict, total=False):
     dataset_id: Annotated[str, "id of an uploaded table"]
     data_path: Annotated[str, "file below a data root of the service"]
@@ -23,6 +30,9 @@ class _Shared(TypedDict, total=False):
     learning_rate: Annotated[float, "at the start; it falls along a cosine"]
     early_stopping_patience: Annotated[int, "epochs without improvement before stopping; 0 runs all"]
     random_seed: Annotated[int, "of split, weights and order of rows"]
+    max_seconds: Annotated[float, "of training, after which no further epoch begins"]
+    interval: Annotated[float, "share of new values that intervals around predictions shall hold"]
+    importance: Annotated[bool, "measure how much each column matters"]
     device: Annotated[str, "where to train: cpu, cuda or cuda:N; the best there is by default"]
     save_model: Annotated[bool, "keep the run as a model, which does not expire"]
     model_id: Annotated[str, "name of the saved model"]
@@ -35,6 +45,8 @@ class TrainFields(_Shared, total=False):
     hidden_dim: Annotated[int, "width of the hidden layers"]
     num_hidden_layers: Annotated[int, "number of hidden layers"]
     dropout: Annotated[float, "share of the hidden units left out of a step"]
+    ensemble_size: Annotated[int, "models that are trained together and kept as one; 1 by default"]
+    sweep: Annotated[Sweep, "learning_rate and dropout as lists: the best combination is kept"]
 
 
 class DistillFields(_Shared, total=False):

@@ -80,10 +80,17 @@ _SHARED: Final = (
     NumberField("learning_rate", "number", 0, 1, 0.001, open_low=True),
     NumberField("early_stopping_patience", "integer", 0, 10_000, None),
     NumberField("random_seed", "integer", 0, 2**32 - 1, 42),
+    NumberField("max_seconds", "number", 0, 86_400, None, open_low=True),
+    NumberField("interval", "number", 0, 1, None, open_low=True, open_high=True),
 )
 _TEST_SIZE: Final = NumberField("test_size", "number", 0, 1, 0.2, open_low=True, open_high=True)
 
-TRAIN_NUMBERS: Final = _number_fields(_TEST_SIZE, NumberField("epochs", "integer", 1, 10_000, 100), *_SHARED)
+TRAIN_NUMBERS: Final = _number_fields(
+    _TEST_SIZE,
+    NumberField("epochs", "integer", 1, 10_000, 100),
+    *_SHARED,
+    NumberField("ensemble_size", "integer", 1, 64, 1),
+)
 HIDDEN_NUMBERS: Final = _number_fields(
     NumberField("hidden_dim", "integer", 8, 4_096, 128),
     NumberField("num_hidden_layers", "integer", 1, 32, 2),

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from core.contract.modes import TrainingMode
+from core.contract.sweeps import Sweep
 
 TaskChoice = Literal["auto", "classification", "regression"]
 
@@ -52,7 +53,12 @@ class TrainRequest:
 
     Attributes:
         batch_size: None: chosen from the row count.
+        max_seconds: Of training, after which no further epoch begins; None: no limit.
+        interval: Share of the values that intervals around predictions shall hold; None: no intervals.
+        importance: Whether to measure how much each column matters.
         device: ``cpu``, ``cuda``, ``cuda:N``, or None for the best there is.
+        ensemble_size: How many models are trained, and kept as one where there are several.
+        sweep: Settings of which all combinations are trained, and the best is kept; None: none.
         saving: None: the bundle lives in the registry alone.
     """
 
@@ -71,6 +77,11 @@ class TrainRequest:
     dropout: float = 0.1
     early_stopping_patience: int = 10
     random_seed: int = 42
+    ensemble_size: int = 1
+    sweep: Sweep | None = None
+    max_seconds: float | None = None
+    interval: float | None = None
+    importance: bool = False
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()
@@ -104,6 +115,9 @@ class DistillRequest:
     student_dropout: float | None = None
     early_stopping_patience: int = 10
     random_seed: int = 42
+    max_seconds: float | None = None
+    interval: float | None = None
+    importance: bool = False
     device: str | None = None
     saving: Saving | None = None
     warnings: tuple[str, ...] = ()

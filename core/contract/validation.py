@@ -25,6 +25,7 @@ from core.contract.fields import (
 )
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES, normalise_mode
 from core.contract.requests import DistillRequest, Lookups, Saving, TeacherSource, TrainRequest
+from core.contract.sweeps import Sweep, check_sweep, check_sweep_beside, parse_sweep
 from core.errors import (
     DataTargetError,
     HiddenConfigError,
@@ -120,6 +121,7 @@ def parse_feature_columns(draft: Draft) -> None:
 def parse_numbers(table: Mapping[str, NumberField]) -> Step:
     def parse(draft: Draft) -> None:
         draft.values |= {name: number.parse(draft.payload) for name, number in table.items()}
+        draft.values["importance"] = parse_flag(draft.payload, "importance")
 
     return parse
 
@@ -139,6 +141,19 @@ def check_bounds(table: Mapping[str, NumberField]) -> Step:
     return check
 
 
+def parse_train_numbers(draft: Draft) -> None:
+    parse_numbers(TRAIN_NUMBERS)(draft)
+    draft.values["sweep"] = parse_sweep(draft.payload)
+
+
+def check_train_bounds(draft: Draft) -> None:
+    check_bounds(TRAIN_NUMBERS)(draft)
+    sweep, ensemble_size = draft.values["sweep"], draft.values["ensemble_size"]
+    if isinstance(sweep, Sweep):
+        check_sweep(sweep)
+        check_sweep_beside(sweep, draft.payload, ensemble_size)  # type: ignore[arg-type]
+
+
 def normalise_training_mode(draft: Draft) -> None:
     """Never fails: what is not text is left for the next step to refuse."""
     given = draft.payload.get("training_mode")
@@ -156,8 +171,14 @@ def check_distill_mode(draft: Draft) -> None:
 
 
 def check_hidden_config(draft: Draft) -> None:
-    """Parses and bounds the three hidden fields; a linear model has none (contract, sections 3 and 4)."""
+    """Parses and bounds the three hidden fields; a linear model has none (contract, sections 3 and 4).
+
+    So a sweep over dropout contradicts it.
+    """
     if draft.values["training_mode"] == "linear_glm_baseline":
+        sweep = draft.values["sweep"]
+        if isinstance(sweep, Sweep) and sweep.dropout:
+            raise HiddenConfigError("sweep must have no dropout with linear_glm_baseline", field="sweep")
         return
     try:
         for name, number in HIDDEN_NUMBERS.items():
@@ -178,8 +199,8 @@ TRAIN_CHAIN: Final[tuple[tuple[int, str, Step], ...]] = (
     (2, "data target", resolve_data_target),
     (3, "saving", plan_saving),
     (4, "feature columns", parse_feature_columns),
-    (5, "numbers", parse_numbers(TRAIN_NUMBERS)),
-    (6, "bounds", check_bounds(TRAIN_NUMBERS)),
+    (5, "numbers", parse_train_numbers),
+    (6, "bounds", check_train_bounds),
     (7, "mode normalised", normalise_training_mode),
     (8, "mode allowed", check_train_mode),
     (9, "hidden configuration", check_hidden_config),

@@ -14,6 +14,7 @@ from core.contract.fields import (
     parse_text,
 )
 from core.contract.requests import DataSource, DistillRequest, TeacherSource, TrainRequest
+from core.contract.sweeps import check_sweep, parse_sweep
 from core.contract.validation import (
     TEACHER_FIELDS,
     TEACHER_MISSING,
@@ -63,11 +64,18 @@ def _checks(kind: Literal["train", "distill"]) -> Iterator[Check]:
     numbers = {**TRAIN_NUMBERS, **HIDDEN_NUMBERS} if kind == "train" else DISTILL_NUMBERS
     for number in numbers.values():
         yield lambda payload, number=number: _in_range(number, payload)  # type: ignore[misc]
+    if kind == "train":
+        yield _sweeps_in_range
     yield parse_device
 
 
 def _in_range(number: NumberField, payload: Payload) -> None:
     number.check(number.parse(payload))
+
+
+def _sweeps_in_range(payload: Payload) -> None:
+    if (sweep := parse_sweep(payload)) is not None:
+        check_sweep(sweep)
 
 
 def _names_data(payload: Payload) -> None:

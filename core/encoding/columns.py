@@ -100,6 +100,15 @@ class Layout:
             start = bucket + 1 + spec.has_nulls
         return tuple(places)
 
+    def features_of_columns(self) -> dict[str, np.ndarray]:
+        """Where the features of each column are, int64."""
+        groups = {p.spec.name: list(range(p.start, p.stop)) for p in self.valued}
+        for p in self.categorical:  # its categories and the bucket
+            groups[p.spec.name] = list(range(p.start, p.start + len(p.spec.categories) + 1))
+        for p in (*self.valued, *self.categorical):
+            groups[p.spec.name] += [] if p.null is None else [p.null]
+        return {name: np.array(features, np.int64) for name, features in groups.items()}
+
     def idle_features(self) -> np.ndarray:
         """Indices of the features that were 0 in every training row, int64, sorted."""
         idle = [p.start for p in self.valued if p.spec.idle]

@@ -65,6 +65,10 @@ class Encoder:
         """
         return cls(*fit_columns(columns, rows, frozenset(date_columns), max_categories))
 
+    def features_of_columns(self) -> dict[str, np.ndarray]:
+        """Positions of the features of each column that has some, int64."""
+        return self._layout.features_of_columns()
+
     def never_active(self) -> np.ndarray:
         """Indices of the features that were 0 in every training row, int64: their weights mean nothing."""
         return self._layout.idle_features()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import Final
 
 from fastapi import APIRouter, Request
@@ -11,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from core.contract.fields import DISTILL_NUMBERS, HIDDEN_NUMBERS, TRAIN_NUMBERS, NumberField
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES
+from core.contract.sweeps import MAX_MEMBERS, SWEPT
 from core.contract.validation import DISTILL_FIELDS, TEACHER_FIELDS, TRAIN_FIELDS
 from core.errors import (
     BundleError,
@@ -202,9 +204,11 @@ def _body(kind: JobKind, example: dict[str, object]) -> dict[str, object]:
     known: dict[str, dict[str, object]] = {
         **{name: _number(number) for name, number in numbers.items()},
         "training_mode": {"type": "string", "enum": modes, "default": "mlp_dense"},
+        "sweep": _sweep(),
         "task": {"type": "string", "enum": ["auto", "classification", "regression"], "default": "auto"},
         "save_model": {"type": "boolean", "default": False},
         "overwrite": {"type": "boolean", "default": False},
+        "importance": {"type": "boolean", "default": False},
         "exclude_columns": {"type": "array", "items": {"type": "string"}, "default": []},
         "date_columns": {"type": "array", "items": {"type": "string"}, "default": []},
     }
@@ -221,6 +225,20 @@ def _body(kind: JobKind, example: dict[str, object]) -> dict[str, object]:
             "content": {"application/json": {"schema": schema, "example": example}},
         }
     }
+
+
+def _sweep() -> dict[str, object]:
+    lists = {
+        name: {
+            "type": "array",
+            "items": _number(replace(number, default=None)),
+            "minItems": 1,
+            "maxItems": MAX_MEMBERS,
+            "uniqueItems": True,
+        }
+        for name, number in SWEPT.items()
+    }
+    return {"type": "object", "properties": lists, "additionalProperties": False, "minProperties": 1}
 
 
 def _number(number: NumberField) -> dict[str, object]:

@@ -81,8 +81,11 @@ def predict_routes(service: Service) -> APIRouter:
         request: Request,
         run_id: Annotated[str | None, Query(max_length=200)] = None,
         model_id: Annotated[str | None, Query(max_length=200)] = None,
+        intervals: Annotated[bool, Query()] = False,
     ) -> Response:
         """Predictions in input order, for rows given as JSON or as a table in the body.
+
+        With ``intervals`` also a low and a high for each, of a regression that was trained with ``interval``.
 
         Tables are answered as tables; their warnings come in the header ``X-Warnings`` as a JSON list.
         """
@@ -94,7 +97,7 @@ def predict_routes(service: Service) -> APIRouter:
                 f"Content-Type must be one of {JSON}, {', '.join(TABLES)}; got {media_type!r:.40}."
             )
         body = packed(await request.body())
-        call = PredictCall(body, media_type, request.headers.get("accept"), run_id, model_id)
+        call = PredictCall(body, media_type, request.headers.get("accept"), run_id, model_id, intervals)
         answer = await service.run_predict(call)
         headers = {"X-Warnings": json.dumps(answer.warnings)} if answer.warnings else None
         return Response(bytes(answer.body), media_type=answer.media_type, headers=headers)

@@ -69,6 +69,7 @@ def distill(client: Client, output: Output, data: Path | None, **options: object
 @click.argument("table", default="-", type=INPUT_OR_STDIN)
 @click.option("--run-id", help="Run to predict with.")
 @click.option("--model-id", help="Saved model to predict with.")
+@click.option("--intervals", is_flag=True, help="Low and high around each value, of a regression with them.")
 @click.option("-o", "--output", "target", default="-", type=OUTPUT, help="File to write; stdout by default.")
 @click.option("--input-format", type=table_format, help="By TABLE's ending by default; csv from stdin.")
 @click.option("--output-format", type=table_format, help="By the output's ending by default; else as TABLE.")
@@ -79,6 +80,7 @@ def predict(
     table: Path,
     run_id: str | None,
     model_id: str | None,
+    intervals: bool,
     target: Path,
     input_format: str | None,
     output_format: str | None,
@@ -99,6 +101,7 @@ def predict(
         answer_as=MEDIA_TYPES[wanted],
         run_id=run_id,
         model_id=model_id,
+        intervals=intervals,
     )
     output.warn(answer.warnings)
     write_file(target, answer.content)
@@ -166,8 +169,18 @@ def _rows(trained: Trained) -> list[tuple[str, object]]:
         ("epochs", trained.epochs_run),
         ("seconds", trained.timings_s.get("total")),
         ("device", trained.device),
+        *_members(trained),
         *metric_rows(trained.metrics),
     ]
+
+
+def _members(trained: Trained) -> list[tuple[str, object]]:
+    """How an ensemble is made up, or which model of a sweep was kept."""
+    kept = [member for member in trained.members if member.kept]
+    if len(kept) != 1:
+        return [("members", len(kept))] if kept else []
+    settings = f"learning_rate {kept[0].learning_rate:g}, dropout {kept[0].dropout:g}"
+    return [("kept", f"{settings}, of {len(trained.members)} models")]
 
 
 def _comparison(student: Distilled) -> list[tuple[str, object]]:

@@ -1,9 +1,10 @@
 """Options that commands share."""
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import click
 
@@ -66,10 +67,29 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+class JsonObject(click.ParamType[dict[str, Any]]):
+    """A JSON object, written out."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if isinstance(value, dict):
+            return value
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = None
+        if not isinstance(read, dict):
+            self.fail(f"must be a JSON object, got {value!r:.40}", param, ctx)
+        return read
+
+
 def _option(name: str, kind: Any, explanation: str) -> Callable[[Command], Command]:  # noqa: ANN401
     flag, shown = f"--{name.replace('_', '-')}", explanation[0].upper() + explanation[1:] + "."
     if kind is bool:
         return click.option(flag, name, is_flag=True, default=None, help=shown)
+    if is_typeddict(kind):
+        return click.option(flag, name, type=JsonObject(), help=f"{shown} As JSON.")
     if get_origin(kind) is list:
         return click.option(flag, name, multiple=True, help=f"{shown} May be given several times.")
     if get_origin(kind) is Literal:

@@ -74,6 +74,8 @@ def test_datasets_are_listed_looked_at_and_deleted(client, dataset):
     assert list(client.datasets.list()) == []
 
 
+KEPT = {"save_model": True, "model_id": "kept", "overwrite": True}
+
 # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -84,6 +86,26 @@ def test_train_answers_with_types(client, teacher):
     assert teacher.rows.train + teacher.rows.validation + teacher.rows.test == 60
     assert timedelta(minutes=14) < teacher.expires_at - datetime.now(UTC) < timedelta(minutes=16)
     assert (teacher.epochs_run, teacher.model_id, teacher.warnings) == (3, None, ())
+
+
+def test_an_ensemble_is_a_run_that_predicts_teaches_and_is_exported(client, dataset):
+    trained = client.train(dataset_id=dataset.dataset_id, ensemble_size=3, **KEPT, **QUICK)
+    assert [member.kept for member in trained.members] == [True] * 3
+    assert len({member.random_seed for member in trained.members}) == 3
+    assert client.models.get("kept").architecture["members"] == 3
+    assert len(client.predict(FEATURES, run_id=trained.run_id)) == len(FEATURES)
+    student = client.distill(dataset_id=dataset.dataset_id, teacher_run_id=trained.run_id, **QUICK_STUDENT)
+    assert student.teacher_param_count > 3 * student.student_param_count / 2
+    assert client.models.export("kept", "onnx")
+
+
+def test_a_sweep_tells_its_members_and_keeps_the_best(client, dataset):
+    sweep = {"learning_rate": [0.001, 0.01], "dropout": [0, 0.5]}
+    trained = client.train(dataset_id=dataset.dataset_id, sweep=sweep, **QUICK)
+    found = [(member.learning_rate, member.dropout) for member in trained.members]
+    assert found == [(0.001, 0), (0.001, 0.5), (0.01, 0), (0.01, 0.5)]
+    [kept] = [member for member in trained.members if member.kept]
+    assert kept.validation_loss == min(member.validation_loss for member in trained.members)
 
 
 def test_distil_compares_student_and_teacher(client, dataset, teacher):

@@ -98,6 +98,21 @@ def test_uploaded_table_is_named_by_its_id(terminal):
     assert terminal.json("train", "--dataset-id", dataset, "--target", "kind", *QUICK)["epochs_run"] == 3
 
 
+def test_a_sweep_is_json_and_shows_what_was_kept(terminal):
+    sweep = '{"learning_rate": [0.001, 0.01]}'
+    shown = terminal("train", "trees.csv", "--target", "kind", "--sweep", sweep, *QUICK).stdout
+    assert "of 2 models" in shown
+    done = terminal("train", "trees.csv", "--target", "kind", "--sweep", "0.1", *QUICK, expect=2)
+    assert "must be a JSON object" in done.stderr
+    wrong = terminal("train", "trees.csv", "--target", "kind", "--sweep", '{"lr": [1]}', *QUICK, expect=3)
+    assert "sweep may have learning_rate and dropout" in wrong.stderr
+
+
+def test_an_ensemble_shows_how_many_it_has(terminal):
+    done = terminal.json("train", "trees.csv", "--target", "kind", "--ensemble-size", "2", *QUICK)
+    assert [member["kept"] for member in done["members"]] == [True, True]
+
+
 def test_distil_compares_with_the_teacher(terminal, model):
     shown = terminal("distill", "trees.csv", "--target", "kind", "--teacher-model-id", model, "--epochs", "3")
     assert "fidelity" in shown.stdout

@@ -168,7 +168,7 @@ def test_foreign_files_are_refused(kind):
     assert "/" not in caught.value.message
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, [1], "x" * 1000])
+@pytest.mark.parametrize("version", [0, 3, "1", None, [1], "x" * 1000])
 def test_a_file_of_an_unknown_version_is_refused_by_name(file, version):
     changed = rewritten(file, lambda header: header | {"format_version": version})
     with pytest.raises(BundleError, match="format version") as caught:

@@ -351,6 +351,20 @@ def test_a_state_of_other_settings_is_refused(engine, change):
         finished(engine.work(table, checkpoints=Drawer(drawer.states[1]), **FIELDS | change))
 
 
+def test_more_time_may_be_given_to_what_ran_out_of_it(engine):
+    drawer, table = Drawer(), engine.table("five")
+    _, expected = finished(engine.work(table, **FIELDS))
+    _, early = finished(engine.work(table, checkpoints=drawer, max_seconds=1e-6, **FIELDS))
+    assert early.epochs_run == 1
+    again = [Drawer(drawer.states[1]), Drawer(drawer.states[1])]
+    reports, same = finished(engine.work(table, checkpoints=again[0], max_seconds=1e-6, **FIELDS))
+    assert (reports, same.file) == ([], early.file)  # its time is over already
+    _, outcome = finished(engine.work(table, checkpoints=again[1], max_seconds=1e6, **FIELDS))
+    assert outcome.epochs_run == expected.epochs_run
+    for name, array in expected.bundle.weights.items():
+        assert outcome.bundle.weights[name].tobytes() == array.tobytes()
+
+
 def test_a_state_of_another_table_is_refused(engine):
     drawer = Drawer()
     finished(engine.work(engine.table("five"), checkpoints=drawer, **FIELDS))

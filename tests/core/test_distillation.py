@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.architecture import Architecture
+from core.augmentation import TIMES
 from core.bundles import Bundle
 from core.contract import DistillRequest, TeacherSource
 from core.contract.modes import ALLOWED_TRAINING_MODES, UNSUPPORTED_DISTILL_MODES
@@ -13,7 +14,7 @@ from core.distillation import Teacher, student_architecture
 from core.errors import DatasetError, ParameterError, StillhouseError, TrainingStoppedError
 from core.losses import blend, cross_entropy, distillation_divergence, squared_error
 from core.models import count_parameters, load_network
-from core.pipeline import VALIDATION_SHARE
+from core.pipeline import VALIDATION_SHARE, run
 from core.prediction import Predictor
 from core.splits import split_rows
 from core.target import encode_target
@@ -133,8 +134,9 @@ def test_the_teacher_s_outputs_are_computed_once(engine):
         engine.distill(engine.table("binary"), teacher, student_hidden_dim=16)
     finally:
         handle.remove()
-    # twice 48 wide, over all 120 rows
-    assert batches == [120, 120]
+    further = TIMES * 86  # of the rows that train
+    # twice 48 wide, over all 120 rows and those that are made up
+    assert batches == [120, 120, further, further]
 
 
 def test_the_loss_is_the_contract_s_blend_of_labels_and_softened_outputs(engine):
@@ -388,3 +390,18 @@ def test_outputs_of_the_teacher_are_those_of_its_own_predictor(engine):
     network = load_network(finished.bundle.architecture, finished.bundle.weights)
     found = outputs_of(network, features).numpy()
     np.testing.assert_allclose(found, logits_of(finished.bundle, finished.table), rtol=0, atol=1e-6)
+
+
+def test_a_student_of_labels_alone_sees_the_rows_of_the_table_alone(engine, monkeypatch):
+    teacher = engine.trained("five").teacher
+    seen = []
+
+    def watching(*arguments, **options):
+        seen.append(len(arguments[2].split.train))
+        return run(*arguments, **options)
+
+    monkeypatch.setattr("core.distillation.run", watching)
+    for alpha in (1.0, 0.5):
+        finished = engine.distill(engine.table("five"), teacher, alpha=alpha)
+        assert finished.outcome.rows["train"] == 86
+    assert seen == [86, 86 * (1 + TIMES)]

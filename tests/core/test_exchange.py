@@ -259,6 +259,18 @@ def test_json_answers_have_the_contract_s_shape():
 
 
 @pytest.mark.parametrize("media_type", [JSON, *TABLES])
+def test_intervals_are_written_beside_the_values(media_type):
+    values, intervals = np.array([1.5, -2e300]), np.array([[1.0, 2.0], [-3e300, 1 / 3]])
+    data = write_predictions(values.tolist(), None, None, [], media_type, intervals)
+    if media_type == JSON:
+        assert json.loads(bytes(data))["intervals"] == intervals.tolist()
+        return
+    names, columns = read_back(data, media_type)
+    assert names == ["prediction", "low", "high"]
+    assert [[float(value) for value in column] for column in columns[1:]] == intervals.T.tolist()
+
+
+@pytest.mark.parametrize("media_type", [JSON, *TABLES])
 def test_a_bundle_s_predictions_are_the_same_in_every_format(engine, media_type):
     finished = engine.trained("number")
     predictor = Predictor(finished.bundle)

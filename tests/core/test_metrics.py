@@ -123,3 +123,20 @@ def test_classification_metrics_are_finite_json(case):
 def test_probabilities_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"must be \(2, 3\)"):
         metrics.classification_metrics(np.array([0, 1]), np.full((2, 2), 0.5), 3)
+
+
+# ── By class ────────────────────────────────────────────────────────────────────────────────────────────────
+
+LABELS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=60)
+
+
+@given(LABELS)
+def test_scores_of_each_class_and_the_confusion_matrix_are_those_of_scikit_learn(pairs):
+    y, predicted = np.array(pairs).T
+    found = metrics.confusion_matrix(y, predicted, 5)
+    assert np.array_equal(found, reference.confusion_matrix(y, predicted, labels=range(5)))
+    *expected, support = reference.precision_recall_fscore_support(
+        y, predicted, labels=range(5), zero_division=np.nan
+    )
+    np.testing.assert_allclose(metrics.precision_recall_f1(found), np.stack(expected, axis=1), rtol=1e-12)
+    assert np.array_equal(found.sum(axis=1), support)

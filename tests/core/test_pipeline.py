@@ -584,3 +584,28 @@ def test_a_table_of_two_to_ten_rows_trains_or_says_that_they_are_too_few(engine,
         return
     assert outcome.rows["train"] >= 2
     assert sum(outcome.rows.values()) == rows
+
+
+# ── The time limit ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_max_seconds_ends_training_after_the_epoch_at_hand_with_a_warning(engine):
+    outcome = engine.train(engine.table("five"), epochs=500, max_seconds=1e-6).outcome
+    assert outcome.epochs_run == 1
+    assert outcome.warnings[-1] == "training ended after 1 of 500 epochs, for max_seconds is 1e-06"
+    assert outcome.bundle.settings["max_seconds"] == 1e-6
+    assert outcome.bundle.metrics["test_metric_value"] > 0
+
+
+def test_a_training_within_its_time_is_that_without_a_limit(engine):
+    limited = engine.train(engine.table("five"), max_seconds=86_400).outcome
+    free = engine.trained("five").outcome
+    assert limited.warnings == free.warnings
+    assert limited.bundle.metrics == free.bundle.metrics
+
+
+def test_a_student_ends_in_time_too(engine):
+    teacher = engine.trained("five").teacher
+    outcome = engine.distill(engine.table("five"), teacher, epochs=500, max_seconds=1e-6).outcome
+    assert outcome.epochs_run == 1
+    assert outcome.warnings[-1].startswith("training ended after 1 of 500 epochs")

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import math
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from core import training
 from core.architecture import Architecture
+from core.checkpoints import Progress
 from core.errors import ParameterError, TrainingError, TrainingStoppedError
 from core.losses import squared_error
 from core.models import build_network, export_weights, initialise
@@ -235,6 +237,38 @@ def test_weights_depend_on_the_schedule_s_seed_and_not_on_global_generators(fit,
     other = network_of(MLP)
     list(fit(other, objective, rows, schedule(seed=seed + 10), never))
     assert bits(other) != results[0]
+
+
+def ticking(seconds):
+    """A clock that goes on by so much at each look: two to an epoch."""
+    return functools.partial(next, itertools.count(0.0, seconds))
+
+
+@pytest.mark.parametrize(("max_seconds", "epochs"), [(1e-9, 1), (2, 1), (3, 2), (8, 4), (9, 5), (1e9, 5)])
+def test_no_epoch_begins_after_max_seconds(fit, max_seconds, epochs):
+    rows, objective = problem()
+    plan = dataclasses.replace(schedule(epochs=5), max_seconds=max_seconds)
+    # looks: the start at 0, epoch n from 2n - 1 to 2n
+    reports = list(fit(network_of(MLP), objective, rows, plan, never, clock=ticking(1.0)))
+    assert len(reports) == epochs
+    assert {report.seconds for report in reports} == {1.0}
+
+
+def test_out_of_time_the_best_weights_so_far_return(fit):
+    rows, _ = problem()
+    network, objective = network_of(MLP), scripted([5.0, 3.0, 4.0, 1.0])
+    plan = dataclasses.replace(schedule(epochs=9, patience=9), max_seconds=6.0)
+    kept = [bits(network) for _ in fit(network, objective, rows, plan, never, clock=ticking(1.0))]
+    assert len(kept) == 3
+    assert bits(network) == kept[1]
+
+
+def test_a_training_that_is_complete_is_not_out_of_time():
+    plan = dataclasses.replace(schedule(epochs=5, patience=2), max_seconds=10.0)
+    assert plan.is_out_of_time(Progress(4, 10.0))
+    assert not plan.is_out_of_time(Progress(4, 9.9))
+    assert not plan.is_out_of_time(Progress(5, 11.0))
+    assert not plan.is_out_of_time(Progress(4, 11.0, 1.0, 2))
 
 
 def test_silent_inputs_keep_the_weight_zero(fit):

@@ -313,6 +313,11 @@ def test_train_defaults_are_the_contracts():
         dropout=0.1,
         early_stopping_patience=10,
         random_seed=42,
+        ensemble_size=1,
+        sweep=None,
+        max_seconds=None,
+        interval=None,
+        importance=False,
         device=None,
         saving=None,
         warnings=(),
@@ -340,6 +345,9 @@ def test_distil_defaults_are_the_contracts():
         student_dropout=None,
         early_stopping_patience=10,
         random_seed=42,
+        max_seconds=None,
+        interval=None,
+        importance=False,
         device=None,
         saving=None,
         warnings=(),
@@ -386,10 +394,13 @@ SHARED_RANGES = {
     "learning_rate": Range(0, 1, integer=False, open_low=True),
     "early_stopping_patience": Range(0, 10_000),
     "random_seed": Range(0, 2**32 - 1),
+    "max_seconds": Range(0, 86_400, integer=False, open_low=True),
+    "interval": Range(0, 1, integer=False, open_low=True, open_high=True),
 }
 RANGES = {
     "train": {
         **SHARED_RANGES,
+        "ensemble_size": Range(1, 64),
         "hidden_dim": Range(8, 4096),
         "num_hidden_layers": Range(1, 32),
         "dropout": Range(0, 0.9, integer=False),
@@ -701,7 +712,7 @@ def test_flags_are_booleans_or_their_text(kind, given, saves):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["save_model", "overwrite"])
+@pytest.mark.parametrize("name", ["save_model", "overwrite", "importance"])
 @pytest.mark.parametrize("given", [0, 1, "yes", "", 1.0, [], {}])
 def test_other_flags_are_refused(kind, name, given):
     with pytest.raises(ParameterError, match=f"^{name} must be true or false") as raised:
@@ -786,10 +797,10 @@ def test_many_unknown_fields_do_not_make_many_warnings(kind):
 def test_known_fields_are_the_contracts(kind):
     shared = (
         "dataset_id data_path target_column sheet_name task training_mode exclude_columns date_columns "
-        "test_size epochs batch_size learning_rate early_stopping_patience random_seed device "
-        "save_model model_id overwrite"
+        "test_size epochs batch_size learning_rate early_stopping_patience random_seed "
+        "max_seconds interval importance device save_model model_id overwrite"
     )
-    of_train = "hidden_dim num_hidden_layers dropout"
+    of_train = "hidden_dim num_hidden_layers dropout ensemble_size sweep"
     of_distill = (
         "teacher_run_id teacher_model_path teacher_model_id temperature alpha "
         "student_hidden_dim student_num_hidden_layers student_dropout"

@@ -191,7 +191,7 @@ DISTILL_KEYS = TRAIN_KEYS | {
     *("teacher_param_count", "student_param_count", "param_saved_count", "param_saved_percent"),
     *("fidelity", "teacher_metrics"),
 }
-METRIC_KEYS = {"task", "train_loss", "test_loss", "test_metric_name", "test_metric_value", "extra"}
+METRIC_KEYS = {"task", "train_loss", "test_loss", "test_metric_name", "test_metric_value", "extra", "details"}
 
 
 def check_metrics(metrics, task):

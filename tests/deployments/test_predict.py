@@ -100,6 +100,61 @@ def answer_of(response):
     return body
 
 
+# ── Intervals ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+async def with_interval(client):
+    fields = {
+        "target_column": "length",
+        "exclude_columns": ["kind"],
+        "epochs": 5,
+        "interval": 0.5,
+        "importance": True,
+    }
+    answer = await trained(client, await upload(client), **fields)
+    return answer["run_id"], answer["metrics"]["details"]
+
+
+async def test_intervals_are_answered_where_they_are_asked_for(client, with_interval):
+    run_id, details = with_interval
+    radius = details["interval"]["radius"]
+    assert [row["column"] for row in details["importance"]["columns"]]
+    body = {"run_id": run_id, "rows": ROWS}
+    plain = answer_of(await client.post(PREDICT, json=body))
+    expected = [[value - radius, value + radius] for value in plain["predictions"]]
+    for answer in (
+        await client.post(PREDICT, json=body | {"intervals": True}),
+        await client.post(PREDICT, json=body, params={"intervals": True}),
+        await send_table(client, ROWS, ARROW, JSON, run_id=run_id, intervals=True),
+    ):
+        assert answer.status_code == 200, answer.text
+        assert answer.json() == plain | {"intervals": expected}
+
+
+@pytest.mark.parametrize("media_type", TABLES)
+async def test_intervals_are_two_columns_of_a_table(client, with_interval, media_type):
+    response = await send_table(client, ROWS, media_type, run_id=with_interval[0], intervals=True)
+    table = read(response.content, media_type)
+    assert table.column_names == ["prediction", "low", "high"]
+    middle = (np.array(table["low"]) + np.array(table["high"])) / 2
+    np.testing.assert_allclose(middle, np.array(table["prediction"]), rtol=1e-9)
+
+
+async def test_intervals_of_a_model_without_them_are_400(client, run_id, regression):
+    rows = [row | {"kind": "oak"} for row in ROWS]
+    for name in (run_id, regression):
+        response = await client.post(PREDICT, json={"run_id": name, "rows": rows, "intervals": True})
+        failed(response, 400, "INVALID_PARAMETER")
+        assert "The model has no intervals" in response.text
+
+
+@pytest.mark.parametrize("given", ["yes", 1, None])
+async def test_intervals_must_be_true_or_false(client, run_id, given):
+    response = await client.post(PREDICT, json={"run_id": run_id, "rows": ROWS, "intervals": given})
+    failed(response, 422, "SCHEMA_VIOLATION")
+
+
 # ── Rows in, predictions out ────────────────────────────────────────────────────────────────────────────────
 
 

@@ -28,6 +28,7 @@ from tests.deployments.local import DATASETS, DISTILL, PREDICT, QUICK, QUICK_STU
 
 COSTLY: Final = {
     "epochs": 3,
+    "ensemble_size": 4,
     "hidden_dim": 16,
     "student_hidden_dim": 16,
     "num_hidden_layers": 2,
