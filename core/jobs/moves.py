@@ -148,7 +148,8 @@ class Moves:
         close_attempt(connection, job, ended_at=now, outcome=state.value, error=job.error)
         if state is JobState.CANCELLED:
             job = set_job(connection, job, error=Failure.of(JobCancelledError()).to_dict())
-        job = self.moved(connection, job, state, completed_at=now, worker=None)
+        why = {} if state is JobState.COMPLETED else {"error": job.error}
+        job = self.moved(connection, job, state, why, completed_at=now, worker=None)
         data = {"result": job.result} if state is JobState.COMPLETED else {"error": job.error}
         return self.told(connection, job, state.value, data)
 
