@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S: Final = 0.2
 CLAIM_EVERY_S: Final = 2.0
 GRACE_S: Final = 5.0
+_UNREAPED: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 _TAIL_BYTES: Final = 64 << 10
 _WRAPPED: Final = 'echo $$ > pid; trap : TERM INT; "$@" >> stdout.log 2>> stderr.jsonl; echo $? > exit_code'
 """The trap lets the shell outlive the signal that its trainer gets, to write down how that ended."""
@@ -86,7 +88,14 @@ class Process:
         return None
 
     def ended(self) -> bool:
-        return self.exit_code() is not None or not self._lives()
+        return not self._lives() or (self._popen is None and self.exit_code() is not None)
+
+    def clear(self) -> None:
+        """Leaves nothing of one that has ended: what it started ends too, before its number is free again."""
+        if self._popen is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
 
     def send(self, number: signal.Signals) -> None:
         """To the trainer, the shell around it and all that they started."""
@@ -106,13 +115,16 @@ class Process:
             return WorkerDiedError("The process of this job is gone.")
         return error_of_exit(1 if code == 2 else code)  # 2 without a word: its command line was wrong
 
-    def last_word(self) -> Mapping[str, object] | None:
+    def last_word(self) -> Callback | None:
         """A completion that it could not deliver."""
         try:
-            told = json.loads((self.folder / "completion.json").read_bytes())
-        except (OSError, ValueError):
+            file = self.folder / "completion.json"
+            told = json.loads(file.read_bytes())
+            return (
+                parse_callback("completion", told, file.stat().st_mtime) if isinstance(told, dict) else None
+            )
+        except (OSError, ValueError, CallbackRejectedError):
             return None
-        return told if isinstance(told, dict) else None
 
     def _tail(self) -> str:
         try:
@@ -130,10 +142,10 @@ class Process:
         return None
 
     def _lives(self) -> bool:
-        if self._popen is not None:
-            return self._popen.poll() is None
         pid = self._pid()
         try:
+            if self._popen is not None:
+                return os.waitid(os.P_PID, self._popen.pid, _UNREAPED) is None
             if pid is None:
                 return False
             os.kill(pid, 0)
@@ -223,15 +235,20 @@ class Externals:
     async def _guard(self, job_id: str, attempt: int, process: Process, limit_s: float) -> None:
         """Until the process has ended and the ledger knows how."""
         loop = asyncio.get_running_loop()
-        until, late = loop.time() + limit_s, False
+        until = loop.time() + limit_s
         self._changed.add(job_id)  # it may have been cancelled since it was given out
         while not process.ended():
-            late = loop.time() >= until
-            if late or (job_id in self._changed and not await self._is_wanted(job_id, attempt)):
+            if loop.time() >= until:  # told first, for its own last word would be that it was ended
+                until = math.inf
+                await self._insist(job_id, attempt, TrainingTimeoutError(limit_s=limit_s))
+            if job_id in self._changed and not await self._is_wanted(job_id, attempt):
                 await _stop(process)
                 break
             await asyncio.sleep(LOOK_EVERY_S)
-        await self._close(job_id, attempt, process, TrainingTimeoutError(limit_s=limit_s) if late else None)
+        process.clear()
+        if (told := process.last_word()) is not None:
+            await self._insist(job_id, attempt, told)
+        await self._insist(job_id, attempt, process.failure())
 
     async def _is_wanted(self, job_id: str, attempt: int) -> bool:
         self._changed.discard(job_id)
@@ -242,18 +259,14 @@ class Externals:
             return True  # a ledger that fails ends nothing
         return job.attempt == attempt and job.state is JobState.RUNNING
 
-    async def _close(
-        self, job_id: str, attempt: int, process: Process, error: StillhouseError | None
-    ) -> None:
-        """The ledger drops what it knew already: the callback of a process comes before its end."""
+    async def _insist(self, job_id: str, attempt: int, told: StillhouseError | Callback) -> None:
+        """The ledger drops what it knew already: the callbacks of a process come before its end."""
         while True:
             try:
-                if error is None and (told := process.last_word()) is not None:
-                    with contextlib.suppress(CallbackRejectedError):
-                        last = parse_callback("completion", told, 0.0)
-                        if last.ending is not None:
-                            await self._office.take(job_id, attempt, last)
-                await self._office.fail(job_id, attempt, error or process.failure())
+                if isinstance(told, Callback):
+                    await self._office.take(job_id, attempt, told)
+                else:
+                    await self._office.fail(job_id, attempt, told)
                 return
             except JobNotFoundError:
                 return

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from core.catalogue import CATALOGUE
 from core.contract.fields import shown
 from core.errors import CallbackRejectedError, JobCancelledError, StillhouseError, TrainingError, class_of
-from core.jobs.exits import error_of_exit
+from core.jobs.exits import ENDED_BY_SIGNAL, error_of_exit
 from core.jobs.records import EpochMetrics, LogLine, Report
 from core.jobs.states import ALIASES
 
@@ -80,6 +80,8 @@ def error_of(told: object, exit_code: int | None) -> StillhouseError:
     error = told if isinstance(told, Mapping) else {}
     code, message = error.get("code"), error.get("message")
     text = message.strip()[:_MOST_CHARS] if isinstance(message, str) and message.strip() else None
+    if exit_code in ENDED_BY_SIGNAL:  # which the ledger takes for a cancel, where there was one
+        return error_of_exit(exit_code)
     known = isinstance(code, str) and code in CATALOGUE
     found = class_of(str(code)) if known else StillhouseError
     if found.__module__ != "core.errors.platform":
@@ -112,7 +114,7 @@ def _status(kind: CallbackKind, body: Body) -> str:
         return str(status)
     if exit_code == 0:
         return "completed"
-    return "cancelled" if status == "cancelled" else "failed"
+    return "failed"
 
 
 def _epochs(body: Body) -> tuple[EpochMetrics, ...]:

@@ -17,6 +17,7 @@ from core.errors import (
     WorkerDiedError,
 )
 
+ENDED_BY_SIGNAL: Final = (130, 143)
 EXITS: Final[Mapping[int, type[StillhouseError]]] = {
     1: TrainingError,
     2: NetworkError,
@@ -27,8 +28,7 @@ EXITS: Final[Mapping[int, type[StillhouseError]]] = {
     124: TrainingTimeoutError,
     126: RuntimeUnavailableError,  # what a shell says of a program that it cannot run
     127: RuntimeUnavailableError,
-    130: WorkerDiedError,  # stopped by a signal, though nobody cancelled the job: it runs again
-    143: WorkerDiedError,
+    **dict.fromkeys(ENDED_BY_SIGNAL, WorkerDiedError),  # nobody cancelled the job: it runs again
     137: HostOutOfMemoryError,
 }
 
