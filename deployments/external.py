@@ -292,6 +292,7 @@ class Externals:
         (folder / "job.json").write_text(json.dumps(described))
         environment = {
             **self._command.environment,
+            "HOME": str(folder),  # the operator's has credentials
             "STILLHOUSE_JOB": str(folder / "job.json"),
             "STILLHOUSE_JOB_ID": job.job_id,
             "STILLHOUSE_ATTEMPT": str(job.attempt),

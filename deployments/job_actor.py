@@ -159,7 +159,8 @@ class JobsClient:
         wanted = JobsConfiguration(
             jobs, settings.telemetry, app, trainer.max_replicas, trainer.min_replicas == 0
         )
-        on_head = {"resources": HEAD} if jobs.database_url.startswith("sqlite") else {}
+        stays = jobs.database_url.startswith("sqlite") or jobs.external_command  # files lie there
+        on_head = {"resources": HEAD} if stays else {}
         self._detached: Detached[DispatcherActor] = Detached(
             DispatcherActor,
             jobs.name,

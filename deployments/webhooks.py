@@ -84,7 +84,7 @@ class Courier:
             raise UndeliveredError(f"it did not answer within {self._within_s:g} s") from None
         except AddressRefusedError as error:
             raise UndeliveredError(str(error)) from None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        except Exception as error:  # whatever an address does, the others have their turn
             raise UndeliveredError(f"it could not be reached: {type(error).__name__}") from error
         if not 200 <= status < 300:
             raise UndeliveredError(f"it answered {status}")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from deployments.settings import (
     Settings,
     TrainerSettings,
 )
+
+EXTERNAL_TRAINER = Path(__file__).parents[1] / "deployments/external_trainer.py"
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,15 @@ def service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         allow_no_auth=True,
         registry=RegistrySettings(name="tests-registry", namespace="tests"),
         trainer=TrainerSettings(max_replicas=1),
-        jobs=JobSettings(name="tests-jobs", database_url=f"sqlite:///{folder}/jobs.db"),
+        jobs=JobSettings(
+            name="tests-jobs",
+            database_url=f"sqlite:///{folder}/jobs.db",
+            callback_secret="of the tests",  # noqa: S106
+            callback_private=True,
+            external_command=(sys.executable, "-I", str(EXTERNAL_TRAINER), "slow", "--wait", "1"),
+            external_folder=f"{folder}/external",
+            external_url=cluster,
+        ),
         predictor=PredictorSettings(max_replicas=1),
         ingress=IngressSettings(replicas=1),
     )

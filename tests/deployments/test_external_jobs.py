@@ -249,7 +249,7 @@ async def test_process_inherits_no_secrets_and_begins_in_an_empty_folder(tmp_pat
     folder = tmp_path / "external" / job_id / "0001"
     told = dict(line.split("=", 1) for line in (folder / "told").read_text().splitlines())
     assert "hidden-from-trainers" not in told.values()
-    assert told["STILLHOUSE_JOB_ID"] == job_id
+    assert (told["STILLHOUSE_JOB_ID"], told["HOME"]) == (job_id, str(folder))
     assert told["STILLHOUSE_CALLBACK_URL"].endswith(f"{JOBS}/{job_id}/callback")
     seen = set((folder / "seen").read_text().split())
     assert seen == {"job.json", "pid", "seen", "stderr.jsonl", "stdout.log", "told"}

@@ -285,6 +285,13 @@ async def test_loopback_is_refused_however_it_is_spelt(host):
     assert isinstance(caught.value, AddressRefusedError) or "not known" in str(caught.value)
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", f"{'a' * 64}.example", "xn--\u00fc.example", "*"])
+async def test_host_that_nobody_knows_is_a_failure_and_tried_again(sender, host):
+    async with sender:
+        sender.file(f"http://{host}/told")
+        await sender.until_waiting(1)
+
+
 # ── Of the whole service ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -3,13 +3,18 @@
 import json
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
 
 from core.catalogue import CATALOGUE
 from core.errors import AuthenticationError, CallbackForeignError, TrainingError
 from core.jobs.callbacks import error_of
 from core.jobs.exits import EXITS, error_of_exit, terminal_line, told_by_line
+from core.jobs.migrations import migrate
 from core.jobs.records import EpochMetrics, Report
 from core.jobs.states import JobState
+from core.jobs.tables import metadata
 from core.jobs.tokens import Bearer, CallbackTokens, kept_secret
 
 
@@ -113,3 +118,15 @@ def test_last_line_of_stderr_tells_the_error():
 @pytest.mark.parametrize("stderr", ["", "Traceback …", "[1]", '{"level": "info", "message": "epoch 3"}'])
 def test_last_line_that_tells_no_error_is_passed_over(stderr):
     assert terminal_line(stderr) is None
+
+
+def test_database_of_the_first_version_is_brought_to_the_tables(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path}/jobs.db")
+    with engine.begin() as connection:
+        migrate(connection, "0001")
+        columns = {column["name"] for column in inspect(connection).get_columns("deliveries")}
+        assert "host" not in columns
+    with engine.begin() as connection:
+        migrate(connection)
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
