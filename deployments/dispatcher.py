@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from core.errors import StillhouseError, TrainerUnreachableError
+from core.jobs.callbacks import CallbackKind
 from core.jobs.database import Database
 from core.jobs.inquiries import Inquiries, Turn, Wanted
 from core.jobs.ledger import Ledger
 from core.jobs.moves import Rules
-from core.jobs.records import Assignment, Checkpoint, Event, Job, NewJob, Report, Verdict
+from core.jobs.outbox import Outbox
+from core.jobs.records import Assignment, Checkpoint, Event, Executor, Job, NewJob, Report, Verdict
 from core.jobs.states import TERMINAL, JobState
 from core.paging import Page
 from core.resilience import POLICIES, Caller, Integration
+from deployments.callback_desk import CallbackDesk
+from deployments.external import ExternalCommand, Externals
+from deployments.webhooks import Courier, Webhooks
 
 log = logging.getLogger(__name__)
 Params = ParamSpec("Params")
@@ -86,6 +91,9 @@ class Dispatcher:
     Args:
         clock: Unix seconds.
         stop_within_s: A worker that a cancel does not stop in this time is killed.
+        courier: Brings changes of state to the ``callback_url`` of jobs; without it they wait.
+        external: Runs jobs that no trainer of ours takes; without it they wait.
+        failed: Told the errors of external trainers.
     """
 
     def __init__(
@@ -97,6 +105,9 @@ class Dispatcher:
         stop_within_s: float,
         clock: Callable[[], float] = time.time,
         calling: Caller | None = None,
+        courier: Courier | None = None,
+        external: ExternalCommand | None = None,
+        failed: Callable[[StillhouseError], None] = lambda _: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._rules, self._pool, self._clock, self._stop_within_s = rules, pool, clock, stop_within_s
@@ -113,6 +124,15 @@ class Dispatcher:
         self._unfilled = asyncio.Event()
         self._unfilled.set()  # jobs may wait from before
         self._tasks = [asyncio.create_task(self._fill()), asyncio.create_task(self._watch())]
+        self._desk = CallbackDesk(
+            self, self._database, self._ledger, self._ask, self._blocking, clock, failed
+        )
+        if courier is not None:
+            outbox = Outbox(self._database, clock, self._changed_in_thread)
+            self._tasks.append(asyncio.create_task(Webhooks(outbox, courier, self._blocking).run()))
+        self._externals = None if external is None else Externals(external, self._desk)
+        if self._externals is not None:
+            self._tasks.append(asyncio.create_task(self._externals.run()))
 
     async def close(self) -> None:
         """Stops; nothing is done for jobs until another begins."""
@@ -131,11 +151,16 @@ class Dispatcher:
         Raises:
             TrainerUnreachableError: if none runs, after the attempts of the policy: the job has failed.
         """
-        busy = len(self._calls) >= self._pool.capacity()
+        busy = self._is_busy(new.executor)
         job = await self._blocking(self._ledger.create, new, busy=busy)
         if job.executor == "ray":
             await self._reach_trainers(job)
         return await self._filed(job)
+
+    def _is_busy(self, executor: Executor) -> bool:
+        if executor == "external":
+            return self._externals is None or self._externals.full
+        return len(self._calls) >= self._pool.capacity()
 
     async def get(self, job_id: str, owner: str | None) -> Filed:
         return await self._filed(await self._blocking(self._ask.get, job_id, owner))
@@ -236,6 +261,16 @@ class Dispatcher:
     async def fail(self, job_id: str, attempt: int, error: StillhouseError) -> Verdict:
         return await self._blocking(self._ledger.fail, job_id, attempt, error)
 
+    # ── For external trainers ───────────────────────────────────────────────────────────────────────────
+
+    async def hear(self, job_id: str, token: str, kind: CallbackKind, body: Mapping[str, object]) -> Verdict:
+        """See ``CallbackDesk.hear``."""
+        return await self._desk.hear(job_id, token, kind, body)
+
+    async def bearer(self, job_id: str, token: str) -> Job:
+        """See ``CallbackDesk.bearer``."""
+        return await self._desk.bearer(job_id, token)
+
     # ── Calls to trainers ───────────────────────────────────────────────────────────────────────────────
 
     async def _reach_trainers(self, job: Job) -> None:
@@ -287,15 +322,19 @@ class Dispatcher:
             await asyncio.sleep(WATCH_EVERY_S)
             try:
                 for job in await self._blocking(self._ledger.watch):
-                    await self._pool.kill(job.worker or "")
+                    await self._kill(job)
             except StillhouseError:
                 log.exception("the ledger cannot be looked after; it is tried again")
             self._unfilled.set()
 
     async def _stop_hard(self, job: Job) -> None:
         log.warning("job %s does not stop: its trainer is killed", job.job_id)
-        await self._pool.kill(job.worker or "")
+        await self._kill(job)
         await self._blocking(self._ledger.lost, job.worker or "")
+
+    async def _kill(self, job: Job) -> None:
+        if job.executor == "ray":  # whoever watches over a process hears of it
+            await self._pool.kill(job.worker or "")
 
     # ── News ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,6 +345,8 @@ class Dispatcher:
         for heard in self._news.get(job_id, ()):
             heard.set()
         self._unfilled.set()
+        if self._externals is not None:
+            self._externals.changed(job_id)
 
     def _went_on(self, job_id: str, attempt: int, report: Report) -> None:
         latest, before = report.epochs[-1], self._progress.get(job_id)

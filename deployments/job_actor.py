@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import ray
@@ -12,18 +13,22 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from core.errors import StillhouseError, TrainerUnreachableError
+from core.jobs.callbacks import CallbackKind
 from core.jobs.inquiries import Wanted
 from core.jobs.moves import Rules
 from core.jobs.records import Assignment, Checkpoint, Event, Job, NewJob, Report, Verdict
 from core.paging import Page
+from deployments.addresses import checked_transport
 from deployments.detached import Detached
 from deployments.dispatcher import Dispatcher, Filed, News
+from deployments.external import ExternalCommand
 from deployments.instruments import telemetry
-from deployments.settings import JobSettings, Settings, TelemetrySettings
+from deployments.settings import JobSettings, Settings, TelemetrySettings, inherited_environment
+from deployments.webhooks import Courier
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 SERVE_NAMESPACE: Final = "serve"
 CHECKED_FOR_S: Final = 1.0
 HEAD: Final = {"node:__internal_head__": 0.001}
@@ -65,10 +70,32 @@ class DispatcherActor(Dispatcher):
             configuration.rules(),
             ServePool(configuration),
             stop_within_s=configuration.settings.stop_within_s,
+            courier=courier_of(configuration.settings),
+            external=external_of(configuration.settings),
+            failed=self.observer.training_failed,
         )
 
     async def configuration(self) -> JobsConfiguration:
         return self._configuration
+
+
+def courier_of(jobs: JobSettings) -> Courier | None:
+    """None where nothing could be signed."""
+    secret = jobs.secret()
+    return None if secret is None else Courier(secret, checked_transport(private=jobs.callback_private))
+
+
+def external_of(jobs: JobSettings) -> ExternalCommand | None:
+    """None where no command is configured."""
+    if not jobs.external_command:
+        return None
+    return ExternalCommand(
+        jobs.external_command,
+        Path(jobs.external_folder).expanduser(),
+        jobs.external_url,
+        jobs.external_processes,
+        inherited_environment(),
+    )
 
 
 class ServePool:
@@ -132,7 +159,8 @@ class JobsClient:
         wanted = JobsConfiguration(
             jobs, settings.telemetry, app, trainer.max_replicas, trainer.min_replicas == 0
         )
-        on_head = {"resources": HEAD} if jobs.database_url.startswith("sqlite") else {}
+        stays = jobs.database_url.startswith("sqlite") or jobs.external_command  # files lie there
+        on_head = {"resources": HEAD} if stays else {}
         self._detached: Detached[DispatcherActor] = Detached(
             DispatcherActor,
             jobs.name,
@@ -194,6 +222,12 @@ class JobsClient:
 
     async def counts(self) -> Mapping[str, int]:
         return await self._detached.call(lambda actor: actor.counts.remote())
+
+    async def hear(self, job_id: str, token: str, kind: CallbackKind, body: Mapping[str, object]) -> Verdict:
+        return await self._detached.call(lambda actor: actor.hear.remote(job_id, token, kind, body))
+
+    async def bearer(self, job_id: str, token: str) -> Job:
+        return await self._detached.call(lambda actor: actor.bearer.remote(job_id, token))
 
     async def claim(self, worker: str, wake: str) -> Assignment | None:
         return await self._detached.call(lambda actor: actor.claim.remote(worker, wake))

@@ -5,7 +5,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
 from core.contract.violations import violations
@@ -18,9 +18,10 @@ from core.errors import (
     StillhouseError,
     ValidationError,
 )
+from core.jobs.callbacks import CallbackKind
 from core.jobs.inquiries import Wanted
 from core.jobs.orders import Order, parse_order, parse_retry, validation_error
-from core.jobs.records import Checkpoint, Event, Job, JobKind, NewJob
+from core.jobs.records import Checkpoint, Event, Job, JobKind, NewJob, Verdict
 from core.jobs.states import TERMINAL
 from core.paging import Page
 from core.table import inspect_table
@@ -56,6 +57,10 @@ class Jobs(Protocol):
         since: float | None,
     ) -> list[dict[str, object]]: ...
     async def counts(self) -> Mapping[str, int]: ...
+    async def hear(
+        self, job_id: str, token: str, kind: CallbackKind, body: Mapping[str, object]
+    ) -> Verdict: ...
+    async def bearer(self, job_id: str, token: str) -> Job: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,7 @@ class JobDesk:
             QuotaExceededError, QueueFullError, TrainerUnreachableError
         """
         order = await asyncio.to_thread(parse_order, body, kind)
+        self._check_possible(order)
         if order.strict:
             await asyncio.to_thread(self._find_data, order)
         return await self.jobs.create(
@@ -153,6 +159,7 @@ class JobDesk:
     def _dry_run(self, body: Mapping[str, object], kind: JobKind | None) -> DryRun:
         try:
             order = parse_order(body, kind)
+            self._check_possible(order)
         except (ValidationError, HiddenConfigError) as error:
             return DryRun([error], [], None)
         errors: list[StillhouseError] = []
@@ -169,6 +176,28 @@ class JobDesk:
         if target is not None and target not in names:
             errors.append(DatasetError(f"The data has no column {target!r:.40}.", field="target_column"))
         return DryRun(errors, list(order.warnings), dataset)
+
+    def _check_possible(self, order: Order) -> None:
+        """Raises HiddenConfigError for what this service is not configured for."""
+        jobs = self._world.settings.jobs
+        if order.executor == "external" and not jobs.external_command:
+            raise HiddenConfigError(
+                "executor external needs jobs.external_command: use ray.", field="executor"
+            )
+        if order.options.get("callback_url") and jobs.secret() is None:
+            raise HiddenConfigError(
+                "callback_url needs jobs.callback_secret, which signs: leave it out.", field="callback_url"
+            )
+
+    def open_data(self, job: Job) -> BinaryIO:
+        """The file that a job reads; raises DatasetNotFoundError, DatasetError, StorageError. Blocking."""
+        lookups = self._world.lookups(None, None)
+        path, dataset_id = job.payload.get("data_path"), job.payload.get("dataset_id")
+        source = lookups.find_dataset(str(dataset_id)) if path is None else lookups.find_path(str(path))
+        try:
+            return cast("BinaryIO", self._world.opener(source)())
+        except FileNotFoundError:
+            raise DatasetError("The file of the dataset is gone: upload it again.") from None
 
     def _find_data(self, order: Order) -> Mapping[str, object]:
         """The data of an order, described; raises DatasetNotFoundError, DataTargetError, DatasetError."""

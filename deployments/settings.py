@@ -19,6 +19,9 @@ from pydantic import (
 
 TOKENS_VARIABLE = "STILLHOUSE_TOKENS"
 SENTRY_VARIABLE = "SENTRY_DSN"
+CALLBACK_VARIABLE = "STILLHOUSE_CALLBACK_SECRET"
+INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+"""What an external trainer finds in its environment, beside what it is given: nothing that is secret."""
 SPANS_VARIABLE = "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH"
 SPANS_SHARE_VARIABLE = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 
@@ -75,6 +78,13 @@ class JobSettings(Section):
         time_limit_s: Of one attempt; a job may ask for less.
         checkpoint_every_s: Between two checkpoints of a training.
         stop_within_s: A trainer that a cancel does not stop in this time is killed.
+        callback_secret: Signs what is sent to the ``callback_url`` of jobs, which are refused without;
+            ``STILLHOUSE_CALLBACK_SECRET`` else.
+        callback_private: Whether a ``callback_url`` may lead to private and loopback addresses.
+        external_command: Program and arguments of external trainers; jobs that ask for one are refused
+            without. Runs on the head node, in a folder for each attempt below ``external_folder``.
+        external_processes: How many of them run at once.
+        external_url: Where they reach this service.
     """
 
     name: str = "stillhouse-jobs"
@@ -89,6 +99,15 @@ class JobSettings(Section):
     time_limit_s: PositiveFloat = 86_400
     checkpoint_every_s: PositiveFloat = 10
     stop_within_s: PositiveFloat = 10
+    callback_secret: str | None = Field(None, repr=False)
+    callback_private: bool = False
+    external_command: tuple[str, ...] = ()
+    external_folder: str = "~/.stillhouse/external"
+    external_processes: PositiveInt = 2
+    external_url: str = "http://127.0.0.1:8000"
+
+    def secret(self) -> str | None:
+        return self.callback_secret or os.environ.get(CALLBACK_VARIABLE) or None
 
 
 class PredictorSettings(Section):
@@ -248,6 +267,11 @@ class Settings(Section):
 def environment_tokens() -> list[str]:
     """Tokens given in ``STILLHOUSE_TOKENS``, each perhaps with a scope behind it."""
     return [part.strip() for part in os.environ.get(TOKENS_VARIABLE, "").split(",") if part.strip()]
+
+
+def inherited_environment() -> dict[str, str]:
+    """Of external trainers."""
+    return {name: os.environ[name] for name in INHERITED if name in os.environ}
 
 
 def traced_share() -> float:

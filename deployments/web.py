@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import MalformedBodyError, MethodNotAllowedError, NotFoundError, SchemaError, StillhouseError
 from deployments.edge import edge
+from deployments.routes.callbacks import callback_routes
 from deployments.routes.datasets import dataset_routes
 from deployments.routes.examples import EXAMPLE_CSV
 from deployments.routes.failures import with_problem
@@ -59,6 +60,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         model_routes(service),
         predict_routes(service),
         training_job_routes(service),
+        callback_routes(service),
     ):
         app.include_router(router, prefix="/api/v1")
     app.include_router(training_job_sockets(service))

@@ -118,6 +118,15 @@ class Inquiries:
         query = count_jobs().where(*ready, t.jobs.c.executor == executor)
         return self._database.run("backlog", lambda connection: connection.scalar(query) or 0)
 
+    def working(self, executor: Executor) -> list[Job]:
+        """Jobs that run now."""
+        query = select(t.jobs).where(t.jobs.c.state.in_(WORKING), t.jobs.c.executor == executor)
+
+        def work(connection: Connection) -> list[Job]:
+            return [Job.of(row) for row in connection.execute(query).mappings()]
+
+        return self._database.run("working", work)
+
     def counts(self) -> Mapping[str, int]:
         """Jobs by state."""
         query = select(t.jobs.c.state, func.count()).group_by(t.jobs.c.state)

@@ -29,6 +29,7 @@ from core.jobs.rows import (
     first_row,
     get_job,
     is_current,
+    is_heard,
     named_checkpoint,
     set_job,
     verdict,
@@ -176,12 +177,11 @@ class Ledger:
             job = get_job(connection, job_id, lock=True)
             if not is_current(job, attempt):
                 return job, False
+            if report.message is not None and is_heard(connection, job, report.message):
+                return job, False
             return self._moves.noted(connection, job, report), True
 
-        job, applied = self._database.run("report", work)
-        if applied:
-            self._changed(job_id)
-        return verdict(job, applied)
+        return self._told("report", attempt, work)
 
     def complete(self, job_id: str, attempt: int, result: Mapping[str, object]) -> Verdict:
         """The attempt has a model. First terminal state wins."""
@@ -193,7 +193,7 @@ class Ledger:
             job = set_job(connection, job, result=dict(result))
             return self._moves.end(connection, job, JobState.COMPLETED), True
 
-        return self._ended("complete", work)
+        return self._told("complete", attempt, work)
 
     def fail(self, job_id: str, attempt: int, error: StillhouseError) -> Verdict:
         """The attempt has no model: the job is cancelled, tried again or failed, as its error says."""
@@ -204,7 +204,7 @@ class Ledger:
                 return job, False
             return self._moves.failed(connection, job, error), True
 
-        return self._ended("fail", work)
+        return self._told("fail", attempt, work)
 
     def fail_waiting(self, job_id: str, attempt: int, error: StillhouseError) -> None:
         """No trainer could be reached for a job: it fails, unless one took it after all."""
@@ -249,6 +249,10 @@ class Ledger:
             self._changed(job.job_id)
         return jobs
 
+    def limit_s(self, job: Job) -> float:
+        """Of one attempt at a job."""
+        return self._moves.limit_of(job)
+
     # ── How it is done ──────────────────────────────────────────────────────────────────────────────────
 
     def _change(self, operation: str, work: Callable[[Connection], Job]) -> Job:
@@ -256,11 +260,11 @@ class Ledger:
         self._changed(job.job_id)
         return job
 
-    def _ended(self, operation: str, work: Callable[[Connection], tuple[Job, bool]]) -> Verdict:
+    def _told(self, operation: str, attempt: int, work: Callable[[Connection], tuple[Job, bool]]) -> Verdict:
         job, applied = self._database.run(operation, work)
         if applied:
             self._changed(job.job_id)
-        return verdict(job, applied)
+        return verdict(job, attempt, applied)
 
     def _check_room(self, connection: Connection, owner: str) -> None:
         active = t.jobs.c.state.not_in(TERMINAL)
@@ -324,4 +328,5 @@ class Ledger:
             set_job(connection, job, heartbeat_at=now, active_at=max(job.active_at or 0, now - silent_s))
             return job, True
 
-        return verdict(*self._database.run("heartbeat", work))
+        job, applied = self._database.run("heartbeat", work)
+        return verdict(job, attempt, applied)

@@ -21,6 +21,7 @@ from core.jobs.rows import (
     add_epochs,
     add_logs,
     close_attempt,
+    host_of,
     knows_checkpoint,
     latest_checkpoint,
     set_job,
@@ -94,7 +95,7 @@ class Moves:
         return job
 
     def failed(self, connection: Connection, job: Job, error: StillhouseError) -> Job:
-        if job.state is JobState.CANCELLING:
+        if job.state is JobState.CANCELLING or isinstance(error, JobCancelledError):
             return self.end(connection, job, JobState.CANCELLED)
         failure = Failure.of(error).to_dict()
         if isinstance(error, CudaOutOfMemoryError) and (smaller := smaller_batch(job, error)):
@@ -147,7 +148,8 @@ class Moves:
         close_attempt(connection, job, ended_at=now, outcome=state.value, error=job.error)
         if state is JobState.CANCELLED:
             job = set_job(connection, job, error=Failure.of(JobCancelledError()).to_dict())
-        job = self.moved(connection, job, state, completed_at=now, worker=None)
+        why = {} if state is JobState.COMPLETED else {"error": job.error}
+        job = self.moved(connection, job, state, why, completed_at=now, worker=None)
         data = {"result": job.result} if state is JobState.COMPLETED else {"error": job.error}
         return self.told(connection, job, state.value, data)
 
@@ -168,9 +170,10 @@ class Moves:
         seq, now = job.seq + 1, self._clock()
         event = Event(job.job_id, seq, job.attempt, now, kind, data)
         connection.execute(insert(t.events).values(**{**asdict(event), "data": dict(data)}))
-        if kind == "status_change" and job.options.get("callback_url"):
+        url = job.options.get("callback_url")
+        if kind == "status_change" and isinstance(url, str):
             delivery = {"job_id": job.job_id, "seq": seq, "due_at": now, "tries": 0, "done": False}
-            connection.execute(insert(t.deliveries).values(**delivery))
+            connection.execute(insert(t.deliveries).values(**delivery, host=host_of(url)))
         return set_job(connection, job, seq=seq)
 
     def open_attempt(

@@ -148,6 +148,7 @@ class Report:
     Attributes:
         silent_s: Seconds since the training itself last went on.
         events: ``(type, data)``.
+        message: Kind and number of an external trainer's message, by which a repeated one is known.
     """
 
     epochs: tuple[EpochMetrics, ...] = ()
@@ -156,9 +157,11 @@ class Report:
     checkpoints: tuple[Checkpoint, ...] = ()
     snapshot: JsonObject | None = None
     silent_s: float = 0.0
+    message: tuple[str, int] | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.epochs or self.logs or self.events or self.checkpoints or self.snapshot)
+        told = self.epochs or self.logs or self.events or self.checkpoints or self.snapshot or self.message
+        return bool(told)
 
 
 @dataclass(frozen=True, slots=True)

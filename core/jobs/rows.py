@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Final
+from urllib.parse import urlsplit
 
 from sqlalchemy import Connection, RowMapping, Select, delete, func, insert, select, update
 
@@ -82,19 +83,38 @@ def close_attempt(connection: Connection, job: Job, **values: object) -> None:
     connection.execute(update(t.attempts).where(this).values(**values))
 
 
+def host_of(url: str) -> str:
+    """Host and port of a callback, which share their turns."""
+    return urlsplit(url).netloc.lower()[:255]
+
+
+def is_heard(connection: Connection, job: Job, message: tuple[str, int]) -> bool:
+    """Whether a message of the present attempt came before; it has then come, whatever the answer."""
+    kind, number = message
+    row = {"job_id": job.job_id, "attempt": job.attempt, "kind": kind, "number": number}
+    same = [t.heard.c[name] == value for name, value in row.items()]
+    if connection.scalar(select(func.count()).select_from(t.heard).where(*same)):
+        return True
+    connection.execute(insert(t.heard).values(**row))
+    return False
+
+
 def is_current(job: Job, attempt: int) -> bool:
     return job.attempt == attempt and job.state in WORKING
 
 
-def verdict(job: Job, applied: bool) -> Verdict:
-    return Verdict(applied, not applied or job.state is JobState.CANCELLING, job.state)
+def verdict(job: Job, attempt: int, applied: bool) -> Verdict:
+    over = not applied and not is_current(job, attempt)
+    return Verdict(applied, over or job.state is JobState.CANCELLING, job.state)
 
 
 def add_epochs(connection: Connection, job: Job, report: Report, now: float) -> dict[str, object]:
     """Writes epochs that are new; returns what changes in the job's row."""
-    known = (t.epochs.c.job_id == job.job_id) & (t.epochs.c.attempt == job.attempt)
-    last = connection.scalar(select(func.max(t.epochs.c.epoch)).where(known)) or 0
-    new = [epoch for epoch in report.epochs if epoch.epoch > last]
+    own = (t.epochs.c.job_id == job.job_id) & (t.epochs.c.attempt == job.attempt)
+    last = connection.scalar(select(func.max(t.epochs.c.epoch)).where(own)) or 0
+    told = t.epochs.c.epoch.in_([epoch.epoch for epoch in report.epochs if epoch.epoch <= last])
+    known = set(connection.scalars(select(t.epochs.c.epoch).where(own & told)))
+    new = list({epoch.epoch: epoch for epoch in report.epochs if epoch.epoch not in known}.values())
     if not new:
         return {}
     rows = [
@@ -114,7 +134,9 @@ def add_epochs(connection: Connection, job: Job, report: Report, now: float) -> 
     )
     if job.best is not None and watched_loss(job.best) <= watched_loss(best):
         best = dict(job.best)
-    latest = new[-1]
+    latest = max(new, key=lambda epoch: epoch.epoch)
+    if latest.epoch <= last:  # one that was overtaken
+        return {"best": best}
     return {"epoch": latest.epoch, "epochs": latest.epochs, "metrics": dict(latest.metrics), "best": best}
 
 

@@ -138,5 +138,22 @@ deliveries: Final = Table(
     Column("due_at", Float, nullable=False),
     Column("tries", Integer, nullable=False),
     Column("done", Boolean, nullable=False),
+    Column("host", String(255), nullable=False, server_default=""),  # of the callback: each has its share
     Index("deliveries_by_turn", "done", "due_at"),
+)
+
+heard: Final = Table(
+    "heard",
+    metadata,
+    _job_id(),
+    Column("attempt", Integer, primary_key=True),
+    Column("kind", String(16), primary_key=True),  # of a message of an external trainer
+    Column("number", Integer, primary_key=True),
+)
+
+secrets: Final = Table(
+    "secrets",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
 )

@@ -1,6 +1,7 @@
 """Who asks, and whether they may."""
 
 import hashlib
+import re
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -14,6 +15,8 @@ from deployments.edge.rates import Rates
 from deployments.edge.tokens import Scope, Tokens, sent_token
 
 OPERATOR_PATHS: Final = ("/api/v1/breakers",)
+TRAINER_PATHS: Final = re.compile(r"/api/v1/training-jobs/[^/]+/(?:callback(?:/[^/]+)?|data)")
+"""Of external trainers, which have no token but their job's: each of these routes checks it by itself."""
 READING_POSTS: Final = ("/api/v1/predict", "/api/v1/training-jobs/validate")
 
 
@@ -35,7 +38,8 @@ class Authentication:
             address = self._proxies.address_of(scope)
             authorization = Headers(scope=scope).get("authorization")
             path = route_path(scope)
-            tokens = None if path.startswith(OPEN_PATHS) else self._tokens
+            of_trainers = TRAINER_PATHS.fullmatch(path) is not None
+            tokens = None if of_trainers or path.startswith(OPEN_PATHS) else self._tokens
             role = await role_named(tokens, authorization, address, self._rates)
             _check(role, needed_scope(scope["method"], path))
             client = client_named(tokens, authorization, address)

@@ -1,18 +1,19 @@
 """A job as clients see it (jobs.md, section 2.1)."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from core.jobs.inquiries import Turn
-from core.jobs.records import Event, Failure, Job
+from core.jobs.records import Failure, Job
 from deployments.dialects import Asked, platform_error
 from deployments.dispatcher import Filed, Progress
 from deployments.edge.authentication import client_of, sees_all
 from deployments.job_desk import Visitor
+from deployments.job_events import as_time as as_time
+from deployments.job_events import event_view as event_view
 
 PATH: Final = "/api/v1/training-jobs"
 
@@ -77,22 +78,6 @@ def error_view(job: Job, asked: Asked) -> dict[str, object]:
     return {**shown, "timestamp": as_time(job.completed_at or job.updated_at), "attempt": job.attempt}
 
 
-def event_view(event: Event, asked: Asked) -> dict[str, object]:
-    """One frame or line of a job's history."""
-    data = dict(event.data)
-    if isinstance(error := data.get("error"), Mapping):
-        shown = platform_error(Failure(**error).error(), asked)
-        data |= {"error": {**shown, "timestamp": as_time(event.at)}, "retryable": shown["retryable"]}
-    return {
-        "type": event.type,
-        "job_id": event.job_id,
-        "attempt": event.attempt,
-        "seq": event.seq,
-        "timestamp": as_time(event.at),
-        **data,
-    }
-
-
 def progress_view(job_id: str, seq: int, progress: Progress) -> dict[str, object]:
     """The frame that tells how far a job is; it has the number of the event before it."""
     return {
@@ -113,13 +98,6 @@ def progress_percent(job: Job) -> float:
     if job.state.value == "completed":
         return 100.0
     return round(100 * job.epoch / job.epochs, 2) if job.epochs else 0.0
-
-
-def as_time(at: float | None) -> str | None:
-    """RFC 3339, UTC, to the millisecond."""
-    if at is None:
-        return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _turn_view(turn: Turn) -> dict[str, object]:

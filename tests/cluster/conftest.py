@@ -3,6 +3,7 @@
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from deployments.settings import (
     Settings,
     TrainerSettings,
 )
+
+EXTERNAL_TRAINER = Path(__file__).parents[1] / "deployments/external_trainer.py"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ def service(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             database_url=f"sqlite:///{folder}/jobs.db",
             checkpoint_every_s=0.3,
             lost_after_s=6,
+            callback_secret="of the tests",  # noqa: S106
+            callback_private=True,
+            external_command=(sys.executable, "-I", str(EXTERNAL_TRAINER), "slow", "--wait", "1"),
+            external_folder=f"{folder}/external",
+            external_url=cluster,
         ),
         predictor=PredictorSettings(max_replicas=1),
         ingress=IngressSettings(replicas=1),

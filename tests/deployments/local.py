@@ -19,7 +19,7 @@ from core.resilience import POLICIES, Caller, Integration
 from core.saved_models import model_path
 from deployments.dispatcher import Dispatcher
 from deployments.ingress import Ingress
-from deployments.job_actor import JobsConfiguration
+from deployments.job_actor import JobsConfiguration, courier_of, external_of
 from deployments.predictor import Predictor
 from deployments.registry import BundleRegistry, RegistryClient, RegistryConfiguration
 from deployments.routes.examples import EXAMPLE_CSV
@@ -142,6 +142,8 @@ class LocalJobs:
                 self,
                 stop_within_s=jobs.stop_within_s,
                 calling=Caller("trainer", POLICIES[Integration.TRAINER], sleep=_no_sleep),
+                courier=courier_of(jobs),
+                external=external_of(jobs),
             )
 
         async def call(*args):
