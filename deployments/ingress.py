@@ -28,12 +28,14 @@ from core.errors import (
 )
 from core.paging import Page
 from core.registry_index import RunEntry
-from core.resilience import POLICIES, Breaker, Caller, Integration
+from core.resilience import POLICIES, Breaker, Caller, Integration, is_worth_another_attempt
+from deployments.breakers import Breakers
 from deployments.calls import (
     CALL_TIMEOUT_S,
     PROBE_TIMEOUT_S,
     RuntimeProbe,
     answer_of,
+    cancel,
     next_report,
     probed,
     was_lost,
@@ -79,9 +81,16 @@ class Ingress:
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
         self._predicting = Caller(
             "predictor",
-            POLICIES[Integration.GENERIC],
+            POLICIES[Integration.PREDICTOR],
             observer=self.observer,
             is_retryable=was_lost,
+            counts=is_worth_another_attempt,  # one that fails at a request answers others
+        )
+        self._breakers = Breakers(
+            self._training.breaker,
+            self._predicting.breaker,
+            self._registry.breaker,
+            self._world.storage.breaker,
         )
         capacity = -(-settings.trainer.queue_capacity // settings.ingress.replicas)
         self._admission = Admission(capacity, time.monotonic)
@@ -100,7 +109,10 @@ class Ingress:
 
     @property
     def breakers(self) -> Mapping[str, Breaker]:
-        return {c.service: c.breaker for c in (self._training, self._predicting) if c.breaker is not None}
+        return self._breakers.by_service
+
+    async def reset_breaker(self, service: str) -> None:
+        await self._breakers.reset(service, self._registry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_web_app(self, behind_serve=True)
@@ -111,6 +123,7 @@ class Ingress:
     async def check_health(self) -> None:
         """Async, so that it answers whatever the threads do; Serve asks every 10 s."""
         self.observer.state(self._admission, self.breakers)
+        self._breakers.obey(self._registry)
         with contextlib.suppress(StillhouseError):  # it also starts the dispatcher, for which jobs may wait
             self.observer.state_of_jobs(await self.desk.jobs.counts())
 
@@ -243,9 +256,12 @@ class Ingress:
         return answer
 
     async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
-        return memoryview(
-            await answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5)
+        limit_s = CALL_TIMEOUT_S * 5
+        file = await self._predicting.call(
+            lambda: answer_of(self._predictor.export.remote(model_id, format), limit_s)
         )
+        assert file is not None  # noqa: S101  # predictors are critical
+        return memoryview(file)
 
     async def ping(self) -> None:
         await answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
@@ -291,7 +307,7 @@ class Ingress:
 
 def _cancel(streams: list[Any]) -> None:
     while streams:
-        streams.pop().cancel()
+        cancel(streams.pop())
 
 
 def _as_json(payload: object) -> bytes:

@@ -53,10 +53,10 @@ def system_routes(service: Service) -> APIRouter:
         responses=failures(ResourceNotFoundError, SchemaError),
     )
     async def reset_breaker(name: Annotated[str, Path(max_length=40)]) -> None:
-        """Closes a breaker; for operators, with the scope admin."""
+        """Closes a breaker, within seconds in all replicas; for operators, with the scope admin."""
         if name not in service.breakers:
             raise ResourceNotFoundError(resource_type="breaker", resource_id=name)
-        service.breakers[name].reset()
+        await service.reset_breaker(name)
 
     return router
 
