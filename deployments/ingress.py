@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import pydantic_core
@@ -21,6 +22,7 @@ from core.contract import (
 )
 from core.errors import (
     MalformedBodyError,
+    ModelExistsError,
     StillhouseError,
     TrainerUnreachableError,
     TrainingTimeoutError,
@@ -171,14 +173,15 @@ class Ingress:
             )
         self._admission.check()  # an overloaded service does not validate first
         await self._runtime.refresh()
-        teacher = await self._teacher_error(payload) if kind == "distill" else None
+        run_id = job_id_of(origin, payload)
         try:
-            request = await asyncio.to_thread(self._validated, kind, payload, teacher)
+            request = await asyncio.to_thread(self._validated, kind, payload, run_id)
         except (TypeError, ValueError) as error:  # from a Python handle, a payload need not be JSON
             raise MalformedBodyError(
                 f"The payload must hold JSON values: {without_paths(str(error))}"
             ) from None
-        run_id = job_id_of(origin, payload)
+        if isinstance(request, DistillRequest) and request.teacher.kind == "run_id":
+            await self.get_run(request.teacher.name)  # the last step of the chain, which must hold no thread
         with self._admission.enter() as ticket:
             reports = self._dispatched(run_id, request, origin, ticket)
             async with contextlib.aclosing(reports):
@@ -186,20 +189,18 @@ class Ingress:
                     yield report
 
     def _validated(
-        self, kind: JobKind, payload: Mapping[str, object], teacher_error: StillhouseError | None
+        self, kind: JobKind, payload: Mapping[str, object], run_id: str
     ) -> TrainRequest | DistillRequest:
-        lookups = self._world.lookups(self._runtime.error, teacher_error)
-        return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
-
-    async def _teacher_error(self, payload: Mapping[str, object]) -> StillhouseError | None:
-        """Why the run that should teach cannot; asked before its turn, because it may hold no thread."""
-        run_id = payload.get("teacher_run_id")
+        lookups = self._world.lookups(self._runtime.error, None)
+        validate = validate_train if kind == "train" else validate_distill
         try:
-            if run_id and isinstance(run_id, str):
-                await self.get_run(run_id)
-        except StillhouseError as error:
-            return error
-        return None
+            return validate(payload, lookups)
+        except ModelExistsError as error:
+            if not self.models.is_of(str(error.details["model_id"]), run_id):
+                raise
+        request = validate({**payload, "overwrite": True}, lookups)
+        assert request.saving is not None  # noqa: S101  # else no model were in its way
+        return replace(request, saving=replace(request.saving, overwrite=False))
 
     async def _dispatched(
         self, run_id: str, request: TrainRequest | DistillRequest, origin: Origin, ticket: Ticket

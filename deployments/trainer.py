@@ -198,7 +198,10 @@ class Trainer:
                 raise TrainingStoppedError("The client left before the result was stored.")
             path = None
             if saving is not None:
-                path = self._world.models.save(saving.model_id, outcome.file, overwrite=saving.overwrite)
+                repeatable = work.run_id if work.origin.idempotency else None
+                path = self._world.models.save(
+                    saving.model_id, outcome.file, overwrite=saving.overwrite, run_id=repeatable
+                )
         except BaseException:
             work.wait_for(self._registry.remove(work.run_id))
             raise
