@@ -63,9 +63,10 @@ def system_routes(service: Service) -> APIRouter:
 
 def shown(entry: Entry) -> dict[str, object]:
     fields = asdict(entry)
+    retry_mode = fields.pop("retry")
     return {
         **fields,
-        "retry_mode": fields.pop("retry"),
+        "retry_mode": retry_mode,
         "retryable": entry.retryable,
         "doc_url": documentation_of(entry.code),
     }
