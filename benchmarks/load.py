@@ -65,22 +65,48 @@ async def _loaded(url: str, call: Call, clients: int, seconds: float) -> Load:
 
 
 async def _client(url: str, call: Call, end: float) -> list[float]:
-    host = urlsplit(url)
-    reader, writer = await asyncio.open_connection(host.hostname, host.port)
-    request, taken = call.encoded(host.netloc), []
-    while (sent := time.perf_counter()) < end:
-        writer.write(request)
-        await _read_answer(reader)
-        taken.append(time.perf_counter() - sent)
-    writer.close()
-    with contextlib.suppress(ConnectionError):
-        await writer.wait_closed()
+    taken = []
+    async with Line(url) as line:
+        while (sent := time.perf_counter()) < end:
+            answer = await line.send(call)
+            taken.append(time.perf_counter() - sent)
+            assert answer.status == 200, answer.body[:500]
     return taken
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> None:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-    assert head.startswith("http/1.1 200"), head
-    lengths = [line.partition(":")[2] for line in head.splitlines() if line.startswith("content-length:")]
-    assert lengths, f"an answer without a length: {head}"
-    await reader.readexactly(int(lengths[0]))
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Attributes:
+    headers: By their names in lower case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Line:
+    """``Connection`` for an event loop; answers may be refusals, and it is opened anew when it was closed."""
+
+    def __init__(self, url: str) -> None:
+        self._host = urlsplit(url)
+        self._reader: asyncio.StreamReader | None = None
+
+    async def __aenter__(self) -> "Line":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._reader is not None:
+            self._writer.close()
+            with contextlib.suppress(ConnectionError):
+                await self._writer.wait_closed()
+
+    async def send(self, call: Call) -> Answer:
+        if self._reader is None or self._reader.at_eof():
+            self._reader, self._writer = await asyncio.open_connection(self._host.hostname, self._host.port)
+        self._writer.write(call.encoded(self._host.netloc))
+        first, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").splitlines()
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        assert "content-length" in headers, f"an answer without a length: {first}"
+        body = await self._reader.readexactly(int(headers["content-length"]))
+        return Answer(int(first.split()[1]), headers, body)

@@ -11,6 +11,7 @@ from core.errors import QueueFullError
 _REMEMBERED: Final = 32
 _UNKNOWN_S: Final = 30.0
 """How long work takes before any was seen to end."""
+_UNKNOWN_LEAST_S: Final = 10.0
 
 
 class Ticket:
@@ -80,8 +81,12 @@ class Admission:
                 self._durations_s.append(self._clock() - ticket.started_at)
 
     def retry_after_s(self) -> float:
-        """Until the next running work should end: a usual duration less its age, one second at least."""
+        """Until the next running work should end: a usual duration less its age, one second at least.
+
+        As long as no duration is known, ten seconds at least.
+        """
         usual_s = statistics.median(self._durations_s) if self._durations_s else _UNKNOWN_S
+        least_s = 1.0 if self._durations_s else _UNKNOWN_LEAST_S
         now = self._clock()
         ages_s = [now - t.started_at for t in self._tickets if t.started_at is not None]
-        return max(1.0, usual_s - max(ages_s, default=0.0))
+        return max(least_s, usual_s - max(ages_s, default=0.0))

@@ -121,7 +121,7 @@ CATALOGUE: Final = _catalogue(
     Entry("INVALID_PARAMETER", _U, _LOW, 400, _CHANGE, "A field has a value that is not accepted.", "Correct the named field; GET /api/v1/limits lists the ranges."),
     Entry("INVALID_DATA_TARGET", _U, _LOW, 400, _CHANGE, "The data to train on is not named completely.", "Give target_column and one of dataset_id and data_path."),
     Entry("INVALID_TEACHER", _U, _LOW, 400, _CHANGE, "The teacher is missing or cannot be used.", "Give teacher_run_id, teacher_model_path or teacher_model_id of a trained model."),
-    Entry("SCHEMA_VIOLATION", _U, _LOW, 422, _CHANGE, "The request does not fit the schema of the route.", "Correct the fields listed in detail."),
+    Entry("SCHEMA_VIOLATION", _U, _LOW, 422, _CHANGE, "The request does not fit the schema of the route.", "Correct the fields that the answer lists."),
     Entry("SCHEMA_MISMATCH", _U, _LOW, 422, _CHANGE, "The rows do not fit the columns that the model was trained on.", "Send every column of the model's schema, with values of its type."),
     Entry("PAYLOAD_TOO_LARGE", _U, _LOW, 413, _CHANGE, "The body is larger than this service accepts.", "Send less; GET /api/v1/limits tells the limit."),
     Entry("HEADERS_TOO_LARGE", _U, _LOW, 431, _CHANGE, "The headers are larger than this service accepts.", "Send fewer or shorter headers."),

@@ -21,6 +21,7 @@ JSON: Final = "application/json"
 CSV: Final = "text/csv"
 PARQUET: Final = "application/vnd.apache.parquet"
 ARROW: Final = "application/vnd.apache.arrow.stream"
+NESTING: Final = 200  # of the JSON parser
 TABLES: Final[Mapping[str, Format]] = {CSV: "csv", PARQUET: "parquet", ARROW: "arrow"}
 
 
@@ -63,6 +64,9 @@ def parse_json(body: bytes) -> object:
     try:
         return pydantic_core.from_json(body, allow_inf_nan=False)
     except ValueError as error:
+        if "recursion limit" in str(error):
+            message = f"The body must be nested at most {NESTING} deep: flatten it and send it again."
+            raise MalformedBodyError(message) from None
         reason = "NaN and Infinity are not JSON" if _is_json_but_for_numbers(body) else _position(error)
         raise MalformedBodyError(f"The body must be JSON ({reason}): correct it and send it again.") from None
 
@@ -158,7 +162,9 @@ def choose_media_type(accept: str | None, sent: str) -> str:
             return sent
         if media_type == JSON or media_type in TABLES:
             return media_type
-    raise RequestError(f"Accept must name one of {JSON}, {', '.join(TABLES)}; got {accept!r:.40}.")
+    raise RequestError(
+        f"Accept must name {JSON} or a table that /docs lists, got {accept!r:.36}.", allowed=[JSON, *TABLES]
+    )
 
 
 def write_predictions(

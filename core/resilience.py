@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal, Protocol, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 import tenacity
 
 from core.catalogue import ErrorType
-from core.errors import CircuitOpenError, StillhouseError
+from core.errors import CircuitOpenError, QueueFullError, StillhouseError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -32,14 +32,21 @@ class Integration(StrEnum):
     DATABASE = "database"
     LLM = "llm"
     GENERIC = "generic"
+    PREDICTOR = "predictor"
+    REGISTRY = "registry"
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerPolicy:
-    """Opens after so many consecutive failures, for so many seconds."""
+    """Opens after so many consecutive failures, for so many seconds.
+
+    Attributes:
+        of_calls: Whether a failure is a call that was given up, rather than one of its attempts.
+    """
 
     failures: int
     cool_down_s: float
+    of_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +81,18 @@ class RetryPolicy:
 POLICIES: Final[Mapping[Integration, RetryPolicy]] = {
     Integration.TRAINER: RetryPolicy(3, 4, 30, BreakerPolicy(5, 60), deadline_s=math.inf),
     Integration.MLFLOW: RetryPolicy(5, 1, 5, critical=False),
-    Integration.S3: RetryPolicy(3, 2, 10),
+    Integration.S3: RetryPolicy(3, 2, 10, BreakerPolicy(5, 120)),
     Integration.TEMPORAL: RetryPolicy(5, 5, 60, BreakerPolicy(5, 120), critical=False),
     Integration.DATABASE: RetryPolicy(2, 1, 5, BreakerPolicy(3, 30)),
     Integration.LLM: RetryPolicy(3, 5, 30, BreakerPolicy(5, 300), critical=False),
     Integration.GENERIC: RetryPolicy(3, 2, 10),
+    Integration.PREDICTOR: RetryPolicy(3, 2, 10, BreakerPolicy(5, 30)),
+    Integration.REGISTRY: RetryPolicy(40, 0.2, 1, BreakerPolicy(5, 15, of_calls=True), deadline_s=20),
 }
-"""Seed 001, Integration-Specific Retry Policies; the generic one from its decorators.
+"""Seed 001, Integration-Specific Retry Policies; the generic one from its decorators, the last two ours.
 
-An attempt at a trainer has the time in its queue in it, which has a limit of its own.
+An attempt at a trainer has the time in its queue in it, which has a limit of its own. A registry that was
+lost is started again in a second or two, which every call outlasts; hence its breaker counts calls.
 """
 
 
@@ -96,13 +106,19 @@ class Breaker:
     Args:
         service: Its name for people.
         clock: Monotonic seconds.
+        counts: Which errors are failures of the service.
     """
 
     def __init__(
-        self, service: str, policy: BreakerPolicy, clock: Callable[[], float] = time.monotonic
+        self,
+        service: str,
+        policy: BreakerPolicy,
+        clock: Callable[[], float] = time.monotonic,
+        counts: Callable[[Exception], bool] | None = None,
     ) -> None:
         self.service = service
         self._policy, self._clock = policy, clock
+        self._counts = counts or is_failure_of_service
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at: float | None = None
@@ -138,7 +154,7 @@ class Breaker:
         try:
             yield
         except Exception as error:
-            self._left(attempt, failed=is_failure_of_service(error))
+            self._left(attempt, failed=self._counts(error))
             raise
         except BaseException:  # cancelled: nothing was learnt
             with self._lock:
@@ -181,7 +197,7 @@ class Breaker:
 def is_failure_of_service(error: Exception) -> bool:
     """Whether an error speaks against the service called, rather than against the request."""
     if isinstance(error, StillhouseError):
-        return error.may_repeat
+        return error.may_repeat and not isinstance(error, QueueFullError)  # it works, and at much
     return True
 
 
@@ -206,6 +222,7 @@ class Caller:
     Args:
         service: Its name for people, metrics and operators.
         is_retryable: Which errors are worth another attempt, where they are not of ours.
+        counts: Which errors the breaker counts.
         sleep, draw: Waiting, and a number from 0 to 1, which tests replace.
     """
 
@@ -216,12 +233,13 @@ class Caller:
         *,
         observer: AttemptObserver | None = None,
         is_retryable: Callable[[BaseException], bool] = is_worth_another_attempt,
+        counts: Callable[[Exception], bool] = is_failure_of_service,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.service, self.policy = service, policy
-        self.breaker = Breaker(service, policy.breaker, clock) if policy.breaker else None
+        self.breaker = Breaker(service, policy.breaker, clock, counts) if policy.breaker else None
         self._observer, self._is_retryable = observer, is_retryable
         self._clock, self._sleep, self._draw = clock, sleep, draw
 
@@ -242,7 +260,8 @@ class Caller:
         """
         retrying = tenacity.AsyncRetrying(sleep=self._sleep, **self._rules(log_fields))
         try:
-            result: Result = await retrying(self._guarded, attempt)
+            with self._guard(of_calls=True):
+                result: Result = await retrying(self._guarded, attempt)
         except Exception as error:
             of_service = is_failure_of_service(error)
             self._observe("failed" if of_service else "ok")
@@ -256,9 +275,15 @@ class Caller:
     def call_blocking(
         self, attempt: Callable[[], Result], sleep: Callable[[float], None] = time.sleep
     ) -> Result:
-        """``call`` for a thread, of an integration that is critical and has no breaker."""
+        """``call`` for a thread, of an integration that is critical."""
+
+        def guarded() -> Result:
+            with self._guard(of_calls=False):
+                return attempt()
+
         retrying = tenacity.Retrying(sleep=sleep, **self._rules(None))
-        result: Result = retrying(attempt)
+        with self._guard(of_calls=True):
+            result: Result = retrying(guarded)
         return result
 
     def _rules(self, log_fields: Mapping[str, str] | None) -> dict[str, Any]:
@@ -278,10 +303,14 @@ class Caller:
         }
 
     async def _guarded(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        if self.breaker is None:
+        with self._guard(of_calls=False):
             return await attempt()
-        with self.breaker.guard():
-            return await attempt()
+
+    def _guard(self, *, of_calls: bool) -> AbstractContextManager[None]:
+        """The breaker around all attempts or around each, whichever its policy counts."""
+        if self.breaker is None or self.policy.breaker is None or self.policy.breaker.of_calls != of_calls:
+            return nullcontext()
+        return self.breaker.guard()
 
     def _wait_s(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

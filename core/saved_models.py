@@ -1,5 +1,6 @@
 """Models saved under a name: one bundle file each, whose header is the record of it."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +12,7 @@ from core.storage import Storage
 
 FOLDER = "models"
 FILE = "bundle.safetensors"
+MAKER = "maker.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,14 @@ class ModelStore:
     def exists(self, model_id: str) -> bool:
         return self._storage.exists(model_path(model_id))
 
-    def save(self, model_id: str, file: bytes | memoryview, *, overwrite: bool) -> str:
+    def save(
+        self, model_id: str, file: bytes | memoryview, *, overwrite: bool, run_id: str | None = None
+    ) -> str:
         """Writes a bundle file whole or not at all.
+
+        Args:
+            run_id: Of a run that may be made a second time, for want of an answer; it may then replace its
+                own model.
 
         Returns:
             Its path in storage.
@@ -48,11 +56,24 @@ class ModelStore:
             ModelExistsError: unless ``overwrite``; also when another writer was first.
         """
         path = model_path(model_id)
+        replaces = overwrite or self.is_of(model_id, run_id)
+        if run_id is not None and (replaces or not self.exists(model_id)):
+            maker = {"run_id": run_id, "sha256": _sha256(bytes(file[: 8 + header_length(file)]))}
+            self._storage.write(_maker_path(model_id), json.dumps(maker).encode())
         try:
-            self._storage.write(path, file, exclusive=not overwrite)
+            self._storage.write(path, file, exclusive=not replaces)
         except FileExistsError:
             raise exists_error(model_id) from None
         return path
+
+    def is_of(self, model_id: str, run_id: str | None) -> bool:
+        """Whether this run saved the model that is there, and said so."""
+        try:
+            maker = json.loads(self._storage.read(_maker_path(model_id)))
+            sha256 = self.get(model_id).header["sha256"]
+        except (FileNotFoundError, ModelNotFoundError, BundleError, ValueError):
+            return False
+        return run_id is not None and maker == {"run_id": run_id, "sha256": sha256}
 
     def read(self, model_id: str) -> bytes:
         """The bundle file; raises ModelNotFoundError."""
@@ -96,6 +117,7 @@ class ModelStore:
         """Raises ModelNotFoundError."""
         if not self._storage.delete(_checked_path(model_id)):
             raise _not_found(model_id)
+        self._storage.delete(_maker_path(model_id))
 
     def _readable(self, model_id: str) -> SavedModel | None:
         try:
@@ -106,6 +128,15 @@ class ModelStore:
 
 def model_path(model_id: str) -> str:
     return f"{FOLDER}/{model_id}/{FILE}"
+
+
+def _maker_path(model_id: str) -> str:
+    """What says which run made the model: written before it, and true while the checksum is the model's."""
+    return f"{FOLDER}/{model_id}/{MAKER}"
+
+
+def _sha256(start: bytes) -> object:
+    return read_header(start)["sha256"]
 
 
 def exists_error(model_id: str) -> ModelExistsError:

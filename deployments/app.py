@@ -24,7 +24,8 @@ def build(args: Settings) -> serve.Application:
     trainer = serve.deployment(
         name="Trainer",
         max_ongoing_requests=1,
-        max_queued_requests=settings.trainer.queue_capacity,
+        # The ingress counts for itself, and lets go earlier than Serve: this is for what it does not know.
+        max_queued_requests=2 * settings.trainer.queue_capacity,
         # Downscaling ignores load: only the grace period protects a training that runs.
         graceful_shutdown_timeout_s=settings.trainer.job_timeout_s + GRACE_S,
         autoscaling_config={

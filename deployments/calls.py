@@ -34,10 +34,10 @@ async def answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  #
         async with asyncio.timeout(timeout_s):
             return await response
     except asyncio.CancelledError:
-        response.cancel()
+        cancel(response)
         raise
     except TimeoutError as error:
-        response.cancel()
+        cancel(response)
         raise ServiceUnavailableError(
             "Part of the service does not answer: try again in a few seconds."
         ) from error
@@ -49,6 +49,12 @@ async def answer_of(response: Any, timeout_s: float = CALL_TIMEOUT_S) -> Any:  #
         raise ServiceUnavailableError(
             "Part of the service failed while it worked on this request: try again in a few seconds."
         ) from error
+
+
+def cancel(response: Any) -> None:  # noqa: ANN401
+    """Best effort; a call that failed before it reached a replica raises its error once more here."""
+    with contextlib.suppress(RayError, RayServeException):
+        response.cancel()
 
 
 def was_lost(error: BaseException) -> bool:

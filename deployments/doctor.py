@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import os
 import re
 import socket
 import sys
@@ -19,6 +20,7 @@ from deployments.settings import TOKENS_VARIABLE, Settings
 
 PYTHON: Final = (3, 11)
 RAY: Final = (2, 60)
+ACTORS_CPUS: Final = 0.1  # of the registry and the dispatcher of jobs
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 
@@ -53,6 +55,7 @@ def _checks_of(settings: Settings, host: str) -> Iterator[Check]:
     yield _storage(settings)
     yield from (_data_root(root) for root in settings.roots())
     yield _tokens(settings, host)
+    yield check_cpus(settings, cpus_here())
 
 
 def _python() -> Check:
@@ -134,6 +137,27 @@ def _tokens(settings: Settings, host: str) -> Check:
         advice = f"Listen on 127.0.0.1, or set tokens_file or {TOKENS_VARIABLE}."
         return _checked("tokens", host in LOOPBACK, f"none are needed, on {host}", advice)
     return _checked("tokens", tokens.count() > 0, f"{tokens.count()}", "Write a token into tokens_file.")
+
+
+def check_cpus(settings: Settings, available: float) -> Check:
+    """Whether one of each part fits into a cluster of this machine alone; Serve would wait without a word."""
+    trainer, predictor, ingress = settings.trainer, settings.predictor, settings.ingress
+    needed = (
+        max(1, trainer.min_replicas) * trainer.cpus_per_trainer
+        + predictor.min_replicas * predictor.cpus_per_predictor
+        + ingress.replicas * ingress.cpus_per_ingress
+        + ACTORS_CPUS
+    )
+    found = f"{needed:g} of {available:g} are needed at least"
+    advice = "Lower cpus_per_trainer or its fellows, or min_replicas; or start it on a cluster that has them."
+    return _checked("CPUs", needed <= available, found, advice)
+
+
+def cpus_here() -> float:
+    """Those that Ray counts when it starts here."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _tried(name: str, holds: str, advice: str, attempt: Callable[[], None]) -> Check:

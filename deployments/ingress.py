@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import pydantic_core
@@ -21,6 +22,7 @@ from core.contract import (
 )
 from core.errors import (
     MalformedBodyError,
+    ModelExistsError,
     StillhouseError,
     TrainerUnreachableError,
     TrainingTimeoutError,
@@ -28,12 +30,14 @@ from core.errors import (
 )
 from core.paging import Page
 from core.registry_index import RunEntry
-from core.resilience import POLICIES, Breaker, Caller, Integration
+from core.resilience import POLICIES, Breaker, Caller, Integration, is_worth_another_attempt
+from deployments.breakers import Breakers
 from deployments.calls import (
     CALL_TIMEOUT_S,
     PROBE_TIMEOUT_S,
     RuntimeProbe,
     answer_of,
+    cancel,
     next_report,
     probed,
     was_lost,
@@ -79,9 +83,16 @@ class Ingress:
         self._training = Caller("trainer", POLICIES[Integration.TRAINER], observer=self.observer)
         self._predicting = Caller(
             "predictor",
-            POLICIES[Integration.GENERIC],
+            POLICIES[Integration.PREDICTOR],
             observer=self.observer,
             is_retryable=was_lost,
+            counts=is_worth_another_attempt,  # one that fails at a request answers others
+        )
+        self._breakers = Breakers(
+            self._training.breaker,
+            self._predicting.breaker,
+            self._registry.breaker,
+            self._world.storage.breaker,
         )
         capacity = -(-settings.trainer.queue_capacity // settings.ingress.replicas)
         self._admission = Admission(capacity, time.monotonic)
@@ -100,7 +111,10 @@ class Ingress:
 
     @property
     def breakers(self) -> Mapping[str, Breaker]:
-        return {c.service: c.breaker for c in (self._training, self._predicting) if c.breaker is not None}
+        return self._breakers.by_service
+
+    async def reset_breaker(self, service: str) -> None:
+        await self._breakers.reset(service, self._registry)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_web_app(self, behind_serve=True)
@@ -111,6 +125,7 @@ class Ingress:
     async def check_health(self) -> None:
         """Async, so that it answers whatever the threads do; Serve asks every 10 s."""
         self.observer.state(self._admission, self.breakers)
+        self._breakers.obey(self._registry)
         with contextlib.suppress(StillhouseError):  # it also starts the dispatcher, for which jobs may wait
             self.observer.state_of_jobs(await self.desk.jobs.counts())
 
@@ -158,14 +173,15 @@ class Ingress:
             )
         self._admission.check()  # an overloaded service does not validate first
         await self._runtime.refresh()
-        teacher = await self._teacher_error(payload) if kind == "distill" else None
+        run_id = job_id_of(origin, payload)
         try:
-            request = await asyncio.to_thread(self._validated, kind, payload, teacher)
+            request = await asyncio.to_thread(self._validated, kind, payload, run_id)
         except (TypeError, ValueError) as error:  # from a Python handle, a payload need not be JSON
             raise MalformedBodyError(
                 f"The payload must hold JSON values: {without_paths(str(error))}"
             ) from None
-        run_id = job_id_of(origin, payload)
+        if isinstance(request, DistillRequest) and request.teacher.kind == "run_id":
+            await self.get_run(request.teacher.name)  # the last step of the chain, which must hold no thread
         with self._admission.enter() as ticket:
             reports = self._dispatched(run_id, request, origin, ticket)
             async with contextlib.aclosing(reports):
@@ -173,20 +189,18 @@ class Ingress:
                     yield report
 
     def _validated(
-        self, kind: JobKind, payload: Mapping[str, object], teacher_error: StillhouseError | None
+        self, kind: JobKind, payload: Mapping[str, object], run_id: str
     ) -> TrainRequest | DistillRequest:
-        lookups = self._world.lookups(self._runtime.error, teacher_error)
-        return validate_train(payload, lookups) if kind == "train" else validate_distill(payload, lookups)
-
-    async def _teacher_error(self, payload: Mapping[str, object]) -> StillhouseError | None:
-        """Why the run that should teach cannot; asked before its turn, because it may hold no thread."""
-        run_id = payload.get("teacher_run_id")
+        lookups = self._world.lookups(self._runtime.error, None)
+        validate = validate_train if kind == "train" else validate_distill
         try:
-            if run_id and isinstance(run_id, str):
-                await self.get_run(run_id)
-        except StillhouseError as error:
-            return error
-        return None
+            return validate(payload, lookups)
+        except ModelExistsError as error:
+            if not self.models.is_of(str(error.details["model_id"]), run_id):
+                raise
+        request = validate({**payload, "overwrite": True}, lookups)
+        assert request.saving is not None  # noqa: S101  # else no model were in its way
+        return replace(request, saving=replace(request.saving, overwrite=False))
 
     async def _dispatched(
         self, run_id: str, request: TrainRequest | DistillRequest, origin: Origin, ticket: Ticket
@@ -243,9 +257,12 @@ class Ingress:
         return answer
 
     async def export_model(self, model_id: str, format: str) -> bytes | memoryview:  # noqa: A002
-        return memoryview(
-            await answer_of(self._predictor.export.remote(model_id, format), CALL_TIMEOUT_S * 5)
+        limit_s = CALL_TIMEOUT_S * 5
+        file = await self._predicting.call(
+            lambda: answer_of(self._predictor.export.remote(model_id, format), limit_s)
         )
+        assert file is not None  # noqa: S101  # predictors are critical
+        return memoryview(file)
 
     async def ping(self) -> None:
         await answer_of(self._predictor.ping.remote(), PROBE_TIMEOUT_S)
@@ -291,7 +308,7 @@ class Ingress:
 
 def _cancel(streams: list[Any]) -> None:
     while streams:
-        streams.pop().cancel()
+        cancel(streams.pop())
 
 
 def _as_json(payload: object) -> bytes:

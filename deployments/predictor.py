@@ -29,6 +29,7 @@ from core.prediction import Prediction
 from core.prediction import Predictor as Model
 from core.saved_models import ModelStore
 from core.storage import Storage
+from deployments.breakers import Breakers
 from deployments.instruments import telemetry
 from deployments.origin import Origin
 from deployments.predict_call import PredictAnswer, PredictCall, packed
@@ -78,8 +79,10 @@ class Predictor:
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self.observer = telemetry(settings.telemetry, "predictor")
         self._settings, self._limits, self._clock = settings.predictor, settings.limits, clock
-        self._models = ModelStore(Storage(settings.expanded_storage_url(), settings.storage_options))
+        storage = Storage(settings.expanded_storage_url(), settings.storage_options)
+        self._models = ModelStore(storage)
         self._registry = RegistryClient(settings)
+        self._breakers = Breakers(self._registry.breaker, storage.breaker)
         self._cache: OrderedDict[ModelReference, _Ready] = OrderedDict()
         self._loading: dict[ModelReference, asyncio.Lock] = {}
         self._waiting: list[_Waiting] = []
@@ -92,6 +95,8 @@ class Predictor:
 
     async def check_health(self) -> None:
         """Async, so that it answers while a large table is computed."""
+        self.observer.spared(self._breakers.by_service)
+        self._breakers.obey(self._registry)
 
     async def ping(self) -> None:
         """Nothing: the cost of a call."""

@@ -13,6 +13,7 @@ from typing import Any, Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from deployments.full_queue import FullQueue
 from deployments.http_protocol import guard_http
 from deployments.origin import Origin
 from deployments.refusals import OwnWords
@@ -146,5 +147,5 @@ class OneRequestId:
 def middlewares() -> list[Middleware]:
     """For ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``; Serve wraps itself in them, the last outermost."""
     guard_http()
-    inner_to_outer = (PacedUploads, WithoutControlHeaders, OwnWords, OneRequestId)
+    inner_to_outer = (PacedUploads, FullQueue, WithoutControlHeaders, OwnWords, OneRequestId)
     return [*(Middleware(guard) for guard in inner_to_outer), Middleware(TraceStart, share=traced_share())]

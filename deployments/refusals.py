@@ -39,13 +39,13 @@ class OwnWords:
             begun = True
             if message["type"] == "http.response.start" and _is_foreign(message):
                 replaced = True
-                await _send_error(_error_of(message["status"]), scope, message["headers"], send)
+                await send_error(_error_of(message["status"]), scope, message["headers"], send)
             elif not replaced:
                 await send(message)
 
         await self._app(scope, receive, translated)
         if not begun:  # the ingress died with the request; uvicorn would say 500 in plain text
-            await _send_error(_error_of(500), scope, [], send)
+            await send_error(_error_of(500), scope, [], send)
 
 
 def _is_foreign(start: Message) -> bool:
@@ -63,7 +63,12 @@ def _error_of(status: int) -> StillhouseError:
     return ServiceUnavailableError("The service is starting or restarting: try again in a few seconds.")
 
 
-async def _send_error(error: StillhouseError, scope: Scope, answered: RawHeaders, send: Send) -> None:
+async def send_error(error: StillhouseError, scope: Scope, answered: RawHeaders, send: Send) -> None:
+    """Writes an error down as the route and the request want it.
+
+    Args:
+        answered: Headers of an answer that it replaces, if any.
+    """
     asked = Headers(scope=scope)
     given = Headers(raw=answered).get("x-request-id") or asked.get("x-request-id")
     origin = Origin.of(given, asked.get("traceparent"))

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar, cast
 
 import numpy as np
@@ -22,7 +22,7 @@ from core.errors import (
 from core.idempotency import IdempotencyKeys, StoredAnswer
 from core.paging import Page
 from core.registry_index import RegistryIndex, RunEntry
-from core.resilience import Caller, RetryPolicy
+from core.resilience import POLICIES, Breaker, Caller, Integration
 from core.saved_models import exists_error, model_path
 from core.storage import Storage
 from deployments.instruments import telemetry
@@ -31,10 +31,8 @@ from deployments.settings import Settings, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 FOLDER: Final = "runs"
-RESTARTING: Final = RetryPolicy(attempts=40, first_wait_s=0.2, max_wait_s=1, deadline_s=20)
-"""An actor that was lost is started again in a second or two."""
 SWEEP_EVERY_S: Final = 15.0
 Result = TypeVar("Result")
 
@@ -48,6 +46,7 @@ class RegistryConfiguration:
     ttl_s: float
     max_items: int
     max_bytes: int
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     protocol_version: int = PROTOCOL_VERSION
 
     @classmethod
@@ -59,6 +58,7 @@ class RegistryConfiguration:
             ttl_s=registry.ttl_seconds,
             max_items=registry.max_items,
             max_bytes=registry.max_bytes,
+            telemetry=settings.telemetry,
         )
 
 
@@ -96,10 +96,11 @@ class BundleRegistry:
             clock=clock,
         )
         self._keys = IdempotencyKeys(self._storage, clock)
-        self.observer = telemetry(TelemetrySettings(), "registry")
+        self.observer = telemetry(configuration.telemetry, "registry")
         self._objects: dict[str, object] = {}
         self._persisted_expiry: dict[str, float] = {}
         self._gone: set[str] = set()  # runs whose files are still to be deleted
+        self._resets: dict[str, float] = {}
         self._restore()
 
     async def store(self, entry: RunEntry, file: np.ndarray, origin: Origin | None = None) -> RunEntry:
@@ -186,6 +187,16 @@ class BundleRegistry:
     async def status(self) -> RegistryStatus:
         await self._expire()
         return RegistryStatus(len(self._index), self._index.total_bytes, self._configuration)
+
+    async def reset_breaker(self, service: str) -> None:
+        """Tells all who ask for ``resets`` from now on, and closes this process's own."""
+        self._resets[service] = self._clock()
+        if (breaker := self._storage.breaker) is not None and breaker.service == service:
+            breaker.reset()
+
+    async def resets(self) -> dict[str, float]:
+        """When an operator last reset the breaker of each service; forgotten with the process."""
+        return self._resets
 
     async def claim_key(self, name: str, holder: str) -> StoredAnswer | None:
         """See ``core.idempotency``; the actor has the keys because it is one for all ingresses."""
@@ -282,7 +293,8 @@ def entry_path(run_id: str) -> str:
 class RegistryClient:
     """The registry as replicas see it: finds or starts the actor, and outlasts its restarts.
 
-    Every method may raise ServiceUnavailableError when the actor does not come back in time (``RESTARTING``).
+    Every method may raise ServiceUnavailableError when the actor does not come back in time, and
+    CircuitOpenError when it did not for others just now.
     Calls are repeated then: storing a run or claiming a key twice is doing it once, but a save or a removal
     whose answer was lost is refused the second time.
     """
@@ -290,7 +302,11 @@ class RegistryClient:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._actor: ActorHandle[BundleRegistry] | None = None
-        self._caller = Caller("registry", RESTARTING)
+        self._caller = Caller("registry", POLICIES[Integration.REGISTRY])
+
+    @property
+    def breaker(self) -> Breaker | None:
+        return self._caller.breaker
 
     async def store(self, entry: RunEntry, file: bytes, origin: Origin | None = None) -> RunEntry:
         reference = ray.put(np.frombuffer(file, np.uint8))
@@ -343,6 +359,12 @@ class RegistryClient:
 
     async def status(self) -> RegistryStatus:
         return await self._call(lambda actor: actor.status.remote())
+
+    async def reset_breaker(self, service: str) -> None:
+        await self._call(lambda actor: actor.reset_breaker.remote(service))
+
+    async def resets(self) -> dict[str, float]:
+        return await self._call(lambda actor: actor.resets.remote())
 
     async def claim_key(self, name: str, holder: str) -> StoredAnswer | None:
         return await self._call(lambda actor: actor.claim_key.remote(name, holder))

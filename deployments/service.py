@@ -49,6 +49,9 @@ class Service(Protocol):
     @property
     def breakers(self) -> Mapping[str, Breaker]: ...
 
+    async def reset_breaker(self, service: str) -> None:
+        """Closes one of them, and in seconds those of all replicas."""
+
     def run_job(self, kind: JobKind, payload: object, origin: Origin) -> AsyncGenerator[Report]:
         """Validates, trains and stores; the last report is the ``result``. Leaving it stops the training."""
 

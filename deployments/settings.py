@@ -29,7 +29,8 @@ SPANS_SHARE_VARIABLE = "RAY_SERVE_TRACING_SAMPLING_RATIO"
 class Section(BaseModel):
     """A part of the settings: a misspelt key is an error, not a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Serve logs what refuses its start, which pydantic would quote
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class RegistrySettings(Section):

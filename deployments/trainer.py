@@ -25,6 +25,7 @@ from core.errors import (
 from core.registry_index import RunEntry
 from core.teachers import read_teacher_path
 from deployments.attempts import Ledger
+from deployments.breakers import Breakers
 from deployments.instruments import telemetry
 from deployments.job_actor import JobsClient
 from deployments.job_worker import JobWorker
@@ -59,6 +60,7 @@ class Trainer:
         self._settings = settings
         self._world = World.of(settings)
         self._registry = registry or RegistryClient(settings)
+        self._breakers = Breakers(self._registry.breaker, self._world.storage.breaker)
         name, app = _place()
         self._job_worker = JobWorker(
             name, self, self._world, self._registry, jobs or JobsClient(settings, app)
@@ -74,6 +76,8 @@ class Trainer:
     async def check_health(self) -> None:
         """Async, so that it answers while the training thread is busy; Serve asks every 10 s."""
         self.observer.state_of_trainings()
+        self.observer.spared(self._breakers.by_service)
+        self._breakers.obey(self._registry)
 
     async def runtime_error(self) -> str | None:
         """Why PyTorch cannot be imported here; None when it can."""
@@ -194,7 +198,10 @@ class Trainer:
                 raise TrainingStoppedError("The client left before the result was stored.")
             path = None
             if saving is not None:
-                path = self._world.models.save(saving.model_id, outcome.file, overwrite=saving.overwrite)
+                repeatable = work.run_id if work.origin.idempotency else None
+                path = self._world.models.save(
+                    saving.model_id, outcome.file, overwrite=saving.overwrite, run_id=repeatable
+                )
         except BaseException:
             work.wait_for(self._registry.remove(work.run_id))
             raise

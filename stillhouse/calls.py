@@ -177,6 +177,9 @@ def predict(
         predicted.attrs["warnings"] = list(_warnings(answer))
         return predicted
 
+    if not hasattr(frame, "columns"):
+        given = type(frame).__name__
+        raise TypeError(f"predict takes a DataFrame, got {given}: use predict_rows or predict_table.")
     return _predict(read, _arrow_of(frame), ARROW, ARROW, run_id, model_id, intervals)
 
 

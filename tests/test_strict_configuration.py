@@ -13,9 +13,9 @@ import yaml
 from click.testing import CliRunner
 
 from deployments.configuration import ConfigFileError, Configuration, problems_of, read_configuration
-from deployments.doctor import Check, examine
+from deployments.doctor import Check, check_cpus, examine
 from deployments.foreground import StartError, stay
-from deployments.settings import TOKENS_VARIABLE
+from deployments.settings import TOKENS_VARIABLE, Settings
 from stillhouse.command_line.main import command
 
 ROOT = Path(__file__).parents[1]
@@ -196,10 +196,36 @@ def held(checks: list[Check]) -> dict[str, bool]:
 
 
 def test_doctor_finds_all_well(file):
-    names = ("Python", "Ray", "PyTorch", "configuration", "port", "storage", "data root", "tokens")
+    names = ("Python", "Ray", "PyTorch", "configuration", "port", "storage", "data root", "tokens", "CPUs")
     checks = examine(file())
     assert held(checks) == dict.fromkeys(names, True), checks
     assert not any(check.advice for check in checks)
+
+
+def settings_for(**cpus) -> Settings:
+    trainer = {"cpus_per_trainer": cpus.get("trainer", 1), "min_replicas": cpus.get("trainers", 1)}
+    return Settings(
+        allow_no_auth=True, trainer=trainer, ingress={"cpus_per_ingress": cpus.get("ingress", 0.25)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "available", "holds"),
+    [
+        (settings_for(), 2, True),
+        (settings_for(), 1, False),
+        (settings_for(trainers=0), 1, False),
+        (settings_for(trainers=0), 2, True),
+        (settings_for(trainers=3), 3.8, False),
+        (settings_for(trainer=64), 16, False),
+        (settings_for(ingress=0.5), 2, False),
+    ],
+)
+def test_doctor_finds_what_cannot_fit_into_the_cpus(settings, available, holds):
+    check = check_cpus(settings, available)
+    assert check.holds is holds
+    assert bool(check.advice) is not holds
+    assert f"of {available:g} are needed" in check.found
 
 
 def test_doctor_leaves_storage_as_it_was(file, tmp_path):

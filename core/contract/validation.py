@@ -167,7 +167,7 @@ def check_train_mode(draft: Draft) -> None:
 
 def check_distill_mode(draft: Draft) -> None:
     distillable = [mode for mode in ALLOWED_TRAINING_MODES if mode not in UNSUPPORTED_DISTILL_MODES]
-    _check_mode(draft, distillable, "training_mode of a student")
+    _check_mode(draft, distillable, "student's training_mode")
 
 
 def check_hidden_config(draft: Draft) -> None:
@@ -287,8 +287,11 @@ def parse_device(payload: Payload) -> str | None:
 
 
 def _check_mode(draft: Draft, allowed: Iterable[str], what: str) -> None:
-    mode = draft.values["training_mode"]
-    if mode not in list(allowed):
+    mode, known = draft.values["training_mode"], list(allowed)
+    if mode not in known:
+        nearest = difflib.get_close_matches(str(mode)[:40], known, n=1, cutoff=0.0)[0]
         raise TrainingModeError(
-            f"{what} must be one of {', '.join(allowed)}, got {shown(mode)}", field="training_mode"
+            f"{what} must be {nearest} or another of /docs, got {shown(mode, 16)}",
+            field="training_mode",
+            allowed=known,
         )

@@ -22,7 +22,7 @@ def read_number(value: object) -> float:
         try:
             number = float(value)
         except OverflowError:
-            return math.nan  # an integer beyond float64 is as good as infinite
+            raise ValueError("a number of at most 1.8e308") from None
         except ValueError:
             raise ValueError("a number") from None
         return number if math.isfinite(number) else math.nan

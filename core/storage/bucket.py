@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 
 from core.errors import StorageError
-from core.resilience import POLICIES, Caller, Integration
+from core.resilience import POLICIES, Breaker, Caller, Integration
 from core.storage.failures import is_passing, s3_code, s3_failures
 from core.storage.objects import ATTEMPTS, Guard, ObjectStat
 from core.storage.streams import ObjectUpload, RemoteFile
@@ -35,6 +35,7 @@ class Bucket:
     """
 
     def __init__(self, location: str, options: dict[str, object]) -> None:
+        self._arguments = location, options
         self._bucket, _, prefix = location.rstrip("/").partition("/")
         self._prefix = f"{prefix}/" if prefix else ""
         if not self._bucket:
@@ -47,7 +48,14 @@ class Bucket:
             raise StorageError("s3:// storage needs s3fs: pip install 'stillhouse[s3]'") from error
         self._fs.retries = 1
         self.failures = s3_failures()
-        self._caller = Caller("s3", POLICIES[Integration.S3], is_retryable=is_passing)
+        self._caller = Caller("storage", POLICIES[Integration.S3], is_retryable=is_passing, counts=is_passing)
+
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str, dict[str, object]]]:
+        return Bucket, self._arguments  # anew: a copy of the file system would have its own retries again
+
+    @property
+    def breaker(self) -> Breaker | None:
+        return self._caller.breaker
 
     def read(self, name: str) -> bytes:
         return self._read(name, max_concurrency=1)  # one request, one version

@@ -35,9 +35,11 @@ def is_passing(error: BaseException) -> bool:
     if code is not None:
         return code in _PASSING
     from aiohttp import ClientError as ConnectionFailure
-    from botocore.exceptions import HTTPClientError  # type: ignore[import-untyped]
+    from botocore.exceptions import ConnectionError as EndpointFailure  # type: ignore[import-untyped]
+    from botocore.exceptions import HTTPClientError
 
-    return isinstance(error, ConnectionFailure | HTTPClientError | ConnectionError | TimeoutError)
+    lost = ConnectionFailure | EndpointFailure | HTTPClientError | ConnectionError | TimeoutError
+    return isinstance(error, lost)
 
 
 def s3_failures() -> tuple[type[Exception], ...]:

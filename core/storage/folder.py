@@ -21,6 +21,7 @@ class Folder:
     """Staged in a hidden folder of the root, flushed to the disk, then put in place by one system call."""
 
     failures: tuple[type[Exception], ...] = (OSError,)
+    breaker = None  # what fails here fails at once
 
     def __init__(self, folder: str) -> None:
         self.root = Path(folder).resolve()

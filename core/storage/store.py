@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from core.errors import RequestError, StorageError
 from core.paths import check_name, is_name
+from core.resilience import Breaker
 from core.storage.bucket import Bucket
 from core.storage.failures import storage_error
 from core.storage.folder import Folder
@@ -51,6 +52,11 @@ class Storage:
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[str, dict[str, object]]]:
         return Storage, self._arguments
+
+    @property
+    def breaker(self) -> Breaker | None:
+        """Spares a bucket that keeps failing, with CircuitOpenError from every method; a folder has none."""
+        return self._backend.breaker
 
     def read(self, name: str) -> bytes:
         """

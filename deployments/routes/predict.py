@@ -94,7 +94,8 @@ def predict_routes(service: Service) -> APIRouter:
             media_type = JSON
         if media_type != JSON and media_type not in TABLES:
             raise RequestError(
-                f"Content-Type must be one of {JSON}, {', '.join(TABLES)}; got {media_type!r:.40}."
+                f"Content-Type must be {JSON} or a table that /docs lists, got {media_type!r:.26}.",
+                allowed=[JSON, *TABLES],
             )
         body = packed(await request.body())
         call = PredictCall(body, media_type, request.headers.get("accept"), run_id, model_id, intervals)

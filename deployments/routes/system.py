@@ -53,19 +53,20 @@ def system_routes(service: Service) -> APIRouter:
         responses=failures(ResourceNotFoundError, SchemaError),
     )
     async def reset_breaker(name: Annotated[str, Path(max_length=40)]) -> None:
-        """Closes a breaker; for operators, with the scope admin."""
+        """Closes a breaker, within seconds in all replicas; for operators, with the scope admin."""
         if name not in service.breakers:
             raise ResourceNotFoundError(resource_type="breaker", resource_id=name)
-        service.breakers[name].reset()
+        await service.reset_breaker(name)
 
     return router
 
 
 def shown(entry: Entry) -> dict[str, object]:
     fields = asdict(entry)
+    retry_mode = fields.pop("retry")
     return {
         **fields,
-        "retry_mode": fields.pop("retry"),
+        "retry_mode": retry_mode,
         "retryable": entry.retryable,
         "doc_url": documentation_of(entry.code),
     }

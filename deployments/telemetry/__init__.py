@@ -57,7 +57,7 @@ _COMPONENTS: Final[tuple[tuple[type[StillhouseError], str], ...]] = (
     (MlflowUnavailableError, "tracking"),
     (WorkflowError, "workflow"),
 )
-_SPARED: Final = ("trainer", "predictor")
+_SPARED: Final = ("trainer", "predictor", "registry", "storage")
 
 
 class Telemetry:
@@ -148,6 +148,10 @@ class Telemetry:
         """The queue and the breakers now; Ray forgets a gauge that is not set again within 20 s."""
         for name in ("capacity", "free", "running", "waiting"):
             self._metrics.record(f"queue_{name}", getattr(admission, name))
+        self.spared(breakers)
+
+    def spared(self, breakers: Mapping[str, Breaker]) -> None:
+        """The breakers now; to be called again and again, like ``state``."""
         for service, breaker in breakers.items():
             self._metrics.record("circuit_breaker_state", _BREAKER_VALUES[breaker.state], integration=service)
 

@@ -58,7 +58,9 @@ class CommandLine(click.Group):
     cls=CommandLine, epilog=EXIT_CODES_HELP, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.version_option(package_name="stillhouse")
-def command() -> None:
+@click.option("--url", help="Where the service is; may also follow the command.")
+@click.option("--token", help="Bearer token; may also follow the command.")
+def command(url: str | None, token: str | None) -> None:  # commands find them in the context
     """Train PyTorch models on tables, distil them and predict with them."""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 import click
+from click.core import ParameterSource
 
 from stillhouse.client import DEFAULT_URL, Client
 from stillhouse.command_line.output import Output
@@ -34,6 +35,7 @@ def connected(command: Command) -> Command:
         context: click.Context, /, url: str, token: str | None, as_json: bool, **options: object
     ) -> None:
         output = Output(as_json)
+        url, token = _given_first(context, "url") or url, _given_first(context, "token") or token
         connect: Callable[..., Client] = context.obj or Client
         try:
             client = connect(url, token, on_retry=output.tell_retry)
@@ -43,6 +45,14 @@ def connected(command: Command) -> Command:
             command(client, output, **options)
 
     return with_client
+
+
+def _given_first(context: click.Context, name: str) -> str | None:
+    """What stands before the command's name, unless the same option stands behind it."""
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        return None
+    given: str | None = context.find_root().params.get(name)
+    return given
 
 
 def fields_of(fields: type, leave_out: frozenset[str]) -> Callable[[Command], Command]:

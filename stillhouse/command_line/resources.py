@@ -1,10 +1,12 @@
 """``runs``, ``models``, ``datasets`` and ``errors``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from stillhouse.answers import ErrorEntry
 from stillhouse.calls import ExportFormat
 from stillhouse.client import Client
 from stillhouse.command_line.jobs import write_file
@@ -236,13 +238,22 @@ def errors(client: Client, output: Output, code: str | None) -> None:
     found = [entry for entry in client.errors() if code is None or entry.code == code.upper()]
     if not found:
         raise click.UsageError(f"There is no error code {code}: stillhouse errors lists them.")
-    columns = {
+    columns: dict[str, Callable[[ErrorEntry], object]] = {
         "code": lambda entry: entry.code,
         "type": lambda entry: entry.type,
         "retry": lambda entry: f"after {entry.retry_after_s:g} s" if entry.retry_after_s else "no",
         "what to do": lambda entry: entry.suggested_action,
     }
-    output.show_all(found, columns)
+    if code is not None:
+        columns |= {
+            "message": lambda entry: entry.message,
+            "status": lambda entry: entry.status,
+            "severity": lambda entry: entry.severity,
+        }
+    if code is None or output.as_json:
+        output.show_all(found, columns)
+    else:
+        output.show(found[0], [(name, value(found[0])) for name, value in columns.items()])
 
 
 # ── Parts ───────────────────────────────────────────────────────────────────────────────────────────────────

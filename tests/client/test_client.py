@@ -165,6 +165,12 @@ def test_predicted_frame_has_the_index_and_the_warnings_of_its_rows(client, teac
     assert any("colour" in warning for warning in predicted.attrs["warnings"])
 
 
+@pytest.mark.parametrize("given", [[{"length": 1.0}], {"length": [1.0]}, "file.csv", None])
+def test_what_is_no_frame_is_refused_with_the_method_that_takes_it(client, given):
+    with pytest.raises(TypeError, match=f"takes a DataFrame, got {type(given).__name__}: use predict_rows"):
+        client.predict(given, run_id="r")
+
+
 def test_file_is_answered_in_the_type_that_is_asked_for(client, teacher):
     csv = FEATURES.to_csv(index=False).encode()
     answer = client.predict_table(csv, answer_as=calls.PARQUET, run_id=teacher.run_id)

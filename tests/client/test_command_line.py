@@ -219,6 +219,40 @@ def test_exit_codes_differ_and_leave_those_of_the_shell_alone():
     assert len({0, 1, 2, 130, *EXIT_CODES.values()}) == 4 + len(ErrorType)
 
 
+def test_one_error_is_explained_with_message_and_status(terminal):
+    shown = terminal("errors", "QUEUE_FULL").stdout
+    assert CATALOGUE["QUEUE_FULL"].message in shown
+    assert " 503" in shown
+    [entry] = terminal.json("errors", "QUEUE_FULL")["data"]
+    assert (entry["status"], entry["message"]) == (503, CATALOGUE["QUEUE_FULL"].message)
+
+
+class Connections:
+    """Remembers where clients were told to connect, and goes nowhere."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, url, token, **options):
+        self.asked.append((url, token))
+        raise ValueError("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("args", "connected"),
+    [
+        (["--url", "http://a", "--token", "t", "models"], ("http://a", "t")),
+        (["models", "--url", "http://b", "--token", "u"], ("http://b", "u")),
+        (["--url", "http://a", "--token", "t", "models", "--url", "http://b"], ("http://b", "t")),
+        (["models"], ("http://env", None)),
+    ],
+)
+def test_address_may_stand_before_the_command_or_behind_it(args, connected):
+    connections = Connections()
+    CliRunner().invoke(command, args, obj=connections, env={"STILLHOUSE_URL": "http://env"})
+    assert connections.asked == [connected]
+
+
 def test_errors_are_json_on_stdout_where_it_is_asked_for(terminal):
     error = terminal.json("runs", "show", "nobody", expect=4)["error"]
     assert (error["code"], error["type"], error["status"]) == ("RUN_NOT_FOUND", "permanent", 404)

@@ -77,6 +77,15 @@ def test_before_any_work_ended_half_a_minute_is_guessed(admission):
     assert admission.retry_after_s() == 30
 
 
+def test_work_that_is_late_before_any_ended_is_waited_for_ten_seconds(admission, clock):
+    with admission.enter() as ticket, admission.enter():
+        ticket.start()
+        clock.now += 12
+        assert refusal(admission).details["retry_after"] == 18
+        clock.now += 1000
+        assert refusal(admission).details["retry_after"] == 10
+
+
 def test_next_place_is_expected_a_usual_duration_after_the_oldest_work_began(admission, clock):
     for seconds in (10, 1000, 20):
         work(admission, clock, seconds)

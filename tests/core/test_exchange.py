@@ -14,6 +14,7 @@ from core.exchange import (
     ARROW,
     CSV,
     JSON,
+    NESTING,
     PARQUET,
     TABLES,
     choose_media_type,
@@ -34,12 +35,23 @@ def body(**fields):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"{'a': 1}", b'{"a": 1} x', b"\xff\xfe", b'"\\ud800"', b"[" * 100_000, b'{"a":' * 5_000],
+    [b"", b"{", b"{'a': 1}", b'{"a": 1} x', b"\xff\xfe", b'"\\ud800"'],
 )
 def test_what_is_not_json_is_a_malformed_body(text):
     with pytest.raises(MalformedBodyError, match="must be JSON") as caught:
         parse_json(text)
     assert len(caught.value.message) < 120
+
+
+def nested(depth):
+    return b"[" * depth + b"]" * depth
+
+
+def test_depth_of_json_is_bounded_and_the_bound_is_named():
+    parse_json(nested(NESTING))
+    for text in (nested(NESTING + 2), b"[" * 100_000, b'{"a":' * 5_000):
+        with pytest.raises(MalformedBodyError, match=f"nested at most {NESTING} deep"):
+            parse_json(text)
 
 
 @pytest.mark.parametrize("text", [b"NaN", b"[-Infinity]", b'{"rows": [{"a": NaN}]}'])
@@ -167,8 +179,10 @@ def test_the_first_accepted_type_that_can_be_written_is_chosen(accept, expected)
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png, text/html"])
 def test_types_that_cannot_be_written_are_refused(accept):
-    with pytest.raises(RequestError, match="Accept must name one of"):
+    with pytest.raises(RequestError, match="Accept must name application/json or a table") as caught:
         choose_media_type(accept, CSV)
+    assert caught.value.details["allowed"] == [JSON, *TABLES]
+    assert len(caught.value.message) < 100
 
 
 def read_back(data, media_type):

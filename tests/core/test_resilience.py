@@ -98,12 +98,16 @@ TABLE = {
     # integration: attempts, initial wait, max wait, breaker, and whether it is critical
     "trainer": (3, 4, 30, (5, 60), True),
     "mlflow": (5, 1, 5, None, False),
-    "s3": (3, 2, 10, None, True),
+    "s3": (3, 2, 10, (5, 120), True),  # without a breaker there, with this one in jobs.md, 8.1
     "temporal": (5, 5, 60, (5, 120), False),
     "database": (2, 1, 5, (3, 30), True),
     "llm": (3, 5, 30, (5, 300), False),
     "generic": (3, 2, 10, None, True),
+    # ours
+    "predictor": (3, 2, 10, (5, 30), True),
+    "registry": (40, 0.2, 1, (5, 15), True),
 }
+BY_ATTEMPTS = [i for i in Integration if i is not Integration.REGISTRY]  # whose time is its limit
 
 
 def test_every_integration_has_a_policy_and_no_other():
@@ -117,6 +121,49 @@ def test_policy_is_the_row_of_the_table(integration):
     breaker = None if policy.breaker is None else (policy.breaker.failures, policy.breaker.cool_down_s)
     row = (policy.attempts, policy.first_wait_s, policy.max_wait_s, breaker, policy.critical)
     assert row == TABLE[integration.value]
+
+
+async def test_breaker_of_calls_outlasts_the_attempts_of_one_and_opens_when_many_are_given_up():
+    bench = Bench(POLICIES[Integration.REGISTRY])
+    breaker, gone = bench.caller.breaker, Attempts(*(NetworkError(service="x") for _ in range(1000)))
+    for call in range(5):
+        assert (breaker.state, gone.made >= 40 * call) == ("closed", True)
+        with pytest.raises(NetworkError):
+            await bench.caller.call(gone)
+    assert breaker.state == "open"
+    with pytest.raises(CircuitOpenError):
+        await bench.caller.call(gone)
+    bench.clock.now += 15
+    assert await bench.caller.call(Attempts(*[NetworkError(service="x")] * 8, "back")) == "back"
+    assert breaker.state == "closed"
+
+
+def test_breaker_guards_calls_of_threads_too():
+    now, waits = Clock(), []
+    caller = Caller("s", RetryPolicy(3, 1, 1, BreakerPolicy(5, 60)), clock=now, draw=lambda: 0.0)
+
+    def failing():
+        raise NetworkError(service="s")
+
+    for _ in range(2):
+        with pytest.raises(NetworkError):
+            caller.call_blocking(failing, sleep=waits.append)
+    assert len(waits) == 3
+    with pytest.raises(CircuitOpenError):
+        caller.call_blocking(lambda: "works", sleep=waits.append)
+    now.now += 60
+    assert caller.call_blocking(lambda: "works", sleep=waits.append) == "works"
+    assert caller.breaker.state == "closed"
+
+
+async def test_breaker_counts_what_it_is_told_to():
+    caller = Caller(
+        "s", RetryPolicy(1, 1, 1, BreakerPolicy(1, 60)), counts=lambda error: isinstance(error, OSError)
+    )
+    for error, state in ((ValueError(), "closed"), (FileNotFoundError(), "open")):
+        with pytest.raises(type(error)):
+            await caller.call(Attempts(error))
+        assert caller.breaker.state == state
 
 
 @given(st.sampled_from(list(Integration)), st.integers(1, 100), st.floats(0, 1))
@@ -135,7 +182,7 @@ def test_the_whole_range_is_drawn_from_and_grows(integration, failed):
     assert policy.wait_s(100, 1) == policy.max_wait_s
 
 
-@pytest.mark.parametrize("integration", Integration)
+@pytest.mark.parametrize("integration", BY_ATTEMPTS)
 @pytest.mark.parametrize("drawn", [0.0, 0.5, 1.0])
 async def test_calls_are_tried_as_often_and_as_slowly_as_the_table_says(integration, drawn):
     policy = POLICIES[integration]

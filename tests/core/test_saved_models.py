@@ -57,6 +57,35 @@ def test_a_name_is_taken_once_unless_it_may_be_overwritten(models, file, other):
     assert models.version("iris") != version
 
 
+def test_a_run_that_is_made_again_may_replace_its_own_model_and_no_other(models, file, other):
+    models.save("iris", file, overwrite=False, run_id="one")
+    assert (models.is_of("iris", "one"), models.is_of("iris", "two")) == (True, False)
+    models.save("iris", other, overwrite=False, run_id="one")
+    assert models.read("iris") == other
+    for stranger in ("two", None):
+        with pytest.raises(ModelExistsError):
+            models.save("iris", file, overwrite=False, run_id=stranger)
+    assert models.is_of("iris", "one")
+
+
+@pytest.mark.parametrize("run_id", ["two", None])
+def test_a_model_that_another_replaced_is_the_run_s_no_longer(models, file, other, run_id):
+    models.save("iris", file, overwrite=False, run_id="one")
+    models.save("iris", other, overwrite=True, run_id=run_id)
+    assert not models.is_of("iris", "one")
+    with pytest.raises(ModelExistsError):
+        models.save("iris", file, overwrite=False, run_id="one")
+
+
+def test_a_deleted_model_leaves_nothing_behind(models, file, storage):
+    models.save("iris", file, overwrite=False, run_id="one")
+    models.delete("iris")
+    assert storage.names("") == []
+    assert not models.is_of("iris", "one")
+    models.save("iris", file, overwrite=False)
+    assert not models.is_of("iris", None)
+
+
 def test_of_many_writers_at_once_one_succeeds_and_its_file_is_whole(models, file, other):
     files = [file, other] * 4
     barrier, results = threading.Barrier(len(files)), []

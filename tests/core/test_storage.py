@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from core.errors import DataTargetError, RequestError, StorageError
+from core.errors import CircuitOpenError, DataTargetError, RequestError, StorageError
 from core.paths import is_name, resolve_within
 from core.storage import Storage
 
@@ -433,7 +434,7 @@ NAMED_CALLS = {
 
 
 def test_every_method_that_takes_a_name_is_among_the_named_calls():
-    public = {name for name in vars(Storage) if not name.startswith("_")} - {"sweep"}
+    public = {name for name in vars(Storage) if not name.startswith("_")} - {"sweep", "breaker"}
     assert {call.split()[0] for call in NAMED_CALLS} == public
 
 
@@ -844,3 +845,56 @@ def test_s3_is_asked_three_times_at_most_and_once_where_that_cannot_help(
     with pytest.raises(StorageError):
         s3_storage.stat("a")
     assert failing.calls == calls
+
+
+def test_bucket_that_keeps_failing_is_spared_and_says_for_how_long(s3_storage, no_waiting, monkeypatch):
+    fs = s3_storage._backend._fs
+    monkeypatch.setattr(fs, "call_s3", failing := Failing(refused_with("SlowDown"), 5, fs.call_s3))
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            s3_storage.stat("a")
+    assert (failing.calls, s3_storage.breaker.state) == (5, "open")
+    with pytest.raises(CircuitOpenError) as caught:
+        s3_storage.write("a", b"x")
+    assert caught.value.details["service"] == "storage"
+    assert 100 < caught.value.details["retry_after"] <= 120
+    s3_storage.breaker.reset()
+    s3_storage.write("a", b"x")
+    assert s3_storage.read("a") == b"x"
+
+
+def test_answers_of_a_bucket_are_no_failures_of_it(s3_storage):
+    s3_storage.write("a", b"x")
+    for _ in range(6):
+        with pytest.raises(FileNotFoundError):
+            s3_storage.read("b")
+        with pytest.raises(FileExistsError):
+            s3_storage.write("a", b"y", exclusive=True)
+    assert s3_storage.breaker.state == "closed"
+
+
+def test_server_of_a_bucket_that_is_gone_is_asked_again_and_then_spared():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        port = taken.getsockname()[1]
+        options = {"endpoint_url": f"http://127.0.0.1:{port}", "key": "k", "secret": "s"}
+        storage, waits = Storage("s3://bucket/prefix", options), []
+        call = storage._backend._caller.call_blocking
+        storage._backend._caller.call_blocking = lambda attempt: call(attempt, sleep=waits.append)
+        for _ in range(2):
+            with pytest.raises(StorageError):
+                storage.read("a")
+    assert len(waits) == 3
+    assert storage.breaker.state == "open"
+
+
+def test_copy_of_a_bucket_has_no_retries_but_ours(s3_storage):
+    bucket = s3_storage._backend
+    bucket._fs.clear_instance_cache()
+    copied = ForkingPickler.loads(ForkingPickler.dumps(bucket))
+    assert copied._fs is not bucket._fs
+    assert copied._fs.retries == 1
+
+
+def test_folder_has_no_breaker(tmp_path):
+    assert Storage(f"file://{tmp_path}").breaker is None

@@ -560,15 +560,27 @@ def test_student_modes_distil(mode):
 
 @pytest.mark.parametrize("mode", sorted(UNSUPPORTED_DISTILL_MODES))
 def test_other_modes_do_not_distil_however_they_are_spelt(mode):
-    with pytest.raises(TrainingModeError, match=f"mlp_dense, linear_glm_baseline, tabresnet, got '{mode}'"):
+    with pytest.raises(TrainingModeError, match="student's training_mode must be") as caught:
         distill(training_mode=f" {mode.upper().replace('_', '-')} ")
+    assert caught.value.details["allowed"] == ["mlp_dense", "linear_glm_baseline", "tabresnet"]
+    assert len(caught.value.message) < 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", ["", "forest", "mlp dense 2", 7, True, ["mlp_dense"], {"mode": "mlp"}, 1.5])
+@pytest.mark.parametrize(
+    "mode", ["", "forest", "mlp dense 2", 7, True, ["mlp_dense"], {"mode": "mlp"}, 1.5, "x" * 999]
+)
 def test_unknown_modes_are_refused_with_the_known_ones(kind, mode):
-    with pytest.raises(TrainingModeError, match="must be one of mlp_dense, linear_glm_baseline, tabresnet"):
+    with pytest.raises(TrainingModeError, match="training_mode must be ") as caught:
         request_of(kind, training_mode=mode)
+    assert caught.value.details["allowed"][:3] == ["mlp_dense", "linear_glm_baseline", "tabresnet"]
+    assert len(caught.value.message) < 100
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("mlp", "mlp_dense"), ("tabnet", "tabresnet")])
+def test_unknown_mode_is_told_the_nearest_first(given, nearest):
+    with pytest.raises(TrainingModeError, match=f"training_mode must be {nearest} or another of /docs"):
+        train(training_mode=given)
 
 
 # ── Hidden layers and students ──────────────────────────────────────────────────────────────────────────────

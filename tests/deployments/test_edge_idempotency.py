@@ -326,6 +326,39 @@ async def test_same_key_and_request_have_one_run_id_even_after_a_crash(settings,
     assert len({*before, *changed}) == 5
 
 
+class ForgetfulLedger:
+    """A service whose answers to keys are lost on their way to where they are kept."""
+
+    def __init__(self, service):
+        self._keys = service.keys
+
+    def __getattr__(self, name):
+        return getattr(self._keys, name)
+
+    async def complete_key(self, name, answer, holder):
+        await self._keys.release_key(name, holder)
+
+
+@pytest.mark.parametrize("path", [TRAIN, DISTILL])
+async def test_repeat_whose_first_answer_was_lost_is_not_in_its_own_way(settings, connect, monkeypatch, path):
+    service = local_service(settings)
+    monkeypatch.setattr(type(service), "keys", ForgetfulLedger(service))
+    async with connect(service) as client:
+        dataset_id = await upload(client)
+        teacher = await trained(client, dataset_id)
+        more = {"teacher_run_id": teacher["run_id"]} if path == DISTILL else {"hidden_dim": 8}
+        saved = QUICK_STUDENT | more | {"dataset_id": dataset_id, "save_model": True, "model_id": "mine"}
+        first = await client.post(path, json=saved, headers=KEY)
+        again = await client.post(path, json=saved, headers=KEY)
+        assert (first.status_code, again.status_code, is_replay(again)) == (200, 200, False), again.text
+        assert first.json()["run_id"] == again.json()["run_id"]
+        for headers in ({}, {"idempotency-key": "another"}):
+            failed(await client.post(path, json=saved, headers=headers), 400, "MODEL_EXISTS")
+        overwriting = saved | {"overwrite": True, "epochs": 2}
+        assert (await client.post(path, json=overwriting)).status_code == 200
+        failed(await client.post(path, json=saved, headers=KEY), 400, "MODEL_EXISTS")
+
+
 # ── Clients that leave ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.serve.exceptions import BackPressureError
 
 from core.catalogue import CATALOGUE
 from core.resilience import POLICIES, Caller, Integration
+from deployments.breakers import Breakers
 from deployments.routes.error_pages import page_of_code
 from deployments.settings import TrainerSettings
 from deployments.trainer import Trainer
@@ -81,6 +83,8 @@ class Stream:
     def cancel(self):
         self.cancelled = True
         self._stream.cancel()
+        if self._loss == 0:  # as Serve's does where no replica was reached
+            raise self._error()
 
 
 class Observed:
@@ -109,6 +113,7 @@ def pool(service):
         sleep=service.waits,
         draw=lambda: 0.0,
     )
+    service._breakers = Breakers(service._training.breaker)
     return service.pool
 
 
@@ -117,6 +122,21 @@ async def payload(client):
 
 
 LOSSES = [unavailable, ActorDiedError]
+
+
+def too_many():
+    return BackPressureError(num_queued_requests=16, max_queued_requests=16)
+
+
+async def test_queue_of_serve_that_is_full_is_told_as_ours_and_speaks_against_no_trainer(
+    client, service, pool
+):
+    pool.losses, pool.error = [0] * 30, too_many
+    asked = await payload(client)
+    for _ in range(10):
+        failed(await client.post(TRAIN, json=asked), 503, "QUEUE_FULL")
+    assert service.breakers["trainer"].state == "closed"
+    assert service.queue()["free"] == service.queue()["capacity"]
 
 
 @pytest.mark.parametrize("error", LOSSES, ids=["unavailable", "died"])

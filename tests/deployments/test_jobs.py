@@ -335,6 +335,18 @@ async def test_unknown_teacher_run_is_404_in_fixed_words(client, run_id):
     assert failed(await client.post(DISTILL, json=payload), 404, "RUN_NOT_FOUND") == TEACHER_NOT_FOUND
 
 
+async def test_wrong_request_is_refused_without_asking_the_registry_for_its_teacher(service, client):
+    class Hanging:
+        async def peek(self, run_id):
+            await asyncio.Event().wait()
+
+    payload = QUICK_STUDENT | {"dataset_id": await upload(client), "teacher_run_id": "r"}
+    service._registry = Hanging()
+    async with asyncio.timeout(10):
+        for wrong in ({"epochs": 0}, {"target_column": None}, {"training_mode": "forest"}):
+            assert (await client.post(DISTILL, json=payload | wrong)).status_code == 400
+
+
 async def test_expired_teacher_run_is_404_and_using_one_keeps_it_alive(settings, connect):
     clock = Clock()
     async with connect(local_service(settings, clock=clock)) as client:

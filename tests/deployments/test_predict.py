@@ -232,15 +232,15 @@ async def test_what_accepts_json_among_others_gets_it(client, run_id, accept):
 async def test_type_that_cannot_be_written_is_400(client, run_id):
     body = {"run_id": run_id, "rows": ROWS}
     response = await client.post(PREDICT, json=body, headers={"accept": "image/png"})
-    assert CSV in failed(response, 400, "INVALID_REQUEST")
+    assert JSON in failed(response, 400, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize("media_type", ["text/plain", "image/png", "x" * 500])
 async def test_type_that_cannot_be_read_is_400(client, media_type):
     response = await client.post(PREDICT, content=b"{}", headers={"content-type": media_type})
     message = failed(response, 400, "INVALID_REQUEST")
-    assert CSV in message
-    assert len(message) < 300
+    assert JSON in message
+    assert len(message) < 100
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,9 @@ async def test_schema_errors_of_many_rows_stay_short(client):
 )
 async def test_malformed_json_is_400(client, content):
     response = await client.post(PREDICT, content=content, headers={"content-type": JSON})
-    assert "JSON" in failed(response, 400, "MALFORMED_BODY")
+    assert failed(response, 400, "MALFORMED_BODY").startswith(
+        ("The body must be JSON", "The body must be nested")
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from ray.serve._private.http_util import _apply_middlewares
 
+from deployments.full_queue import FullQueue
 from deployments.proxy import (
     BURST_BYTES,
     BYTES_PER_S,
@@ -132,6 +133,7 @@ async def test_proxy_never_holds_more_than_two_pieces() -> None:
 async def test_serve_finds_the_middleware() -> None:
     assert [middleware.cls for middleware in middlewares()] == [
         PacedUploads,
+        FullQueue,
         WithoutControlHeaders,
         OwnWords,
         OneRequestId,

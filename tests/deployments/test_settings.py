@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from deployments.settings import TOKENS_VARIABLE, Section, Settings, environment_tokens
@@ -94,3 +95,25 @@ def test_addresses_of_buckets_stay_as_they_are():
 def test_defaults_are_the_contracts():
     settings = Settings(allow_no_auth=True)
     assert (settings.registry.ttl_seconds, settings.registry.max_items) == (900, 128)
+
+
+def test_refused_settings_do_not_quote_what_was_given():
+    secret = {"storage_options": "AKIA-SECRET", "tokens_file": 987654321, "registry": {"ttl_seconds": "hush"}}
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate(secret | {"allow_no_auth": True})
+    assert caught.value.error_count() == 3
+    assert not any(given in str(caught.value) for given in ("AKIA", "987654321", "hush"))
+
+
+def shipped(file: str) -> dict:
+    """The configuration of Serve in a file of ours."""
+    content = yaml.safe_load((Path(__file__).parents[2] / file).read_text())
+    return yaml.safe_load(content["spec"]["serveConfigV2"]) if "spec" in content else content
+
+
+@pytest.mark.parametrize("file", ["serve_config.yaml", "k8s/rayservice.yaml"])
+def test_shipped_files_keep_arguments_out_of_the_log_and_our_own_lines_in_it(file):
+    """Serve logs them at INFO where it builds the application, by the first of these."""
+    content = shipped(file)
+    assert content["logging_config"]["log_level"] == "WARNING"
+    assert content["applications"][0]["logging_config"] == {"encoding": "JSON", "log_level": "INFO"}
