@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import click
 
-from stillhouse import calls
 from stillhouse.answers import Distilled, Trained
 from stillhouse.client import Client
 from stillhouse.command_line.options import INPUT, INPUT_OR_STDIN, OUTPUT, connected, fields_of, given
@@ -16,9 +15,10 @@ from stillhouse.command_line.output import Output, metric_rows
 from stillhouse.events import Progress
 from stillhouse.fields import DistillFields, TrainFields
 from stillhouse.progress import ProgressBar
+from stillhouse.requests import ARROW, CSV, JSON, PARQUET
 
-TABLES: Final = {"csv": calls.CSV, "parquet": calls.PARQUET, "arrow": calls.ARROW}
-MEDIA_TYPES: Final = {**TABLES, "json": calls.JSON}
+TABLES: Final = {"csv": CSV, "parquet": PARQUET, "arrow": ARROW}
+MEDIA_TYPES: Final = {**TABLES, "json": JSON}
 _BY_ENDING: Final = {
     ".csv": "csv",
     ".parquet": "parquet",

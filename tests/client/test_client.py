@@ -15,7 +15,7 @@ from core.bundles import Bundle
 from core.catalogue import CATALOGUE
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
 from deployments.routes.examples import EXAMPLE_CSV
-from stillhouse import calls
+from stillhouse import calls, job_calls, requests
 from stillhouse.fields import DistillFields, TrainFields
 from tests.client.service import over
 from tests.deployments.local import QUICK, QUICK_STUDENT, local_service, settings_in
@@ -145,8 +145,8 @@ def test_predicted_frame_has_the_index_and_the_warnings_of_its_rows(client, teac
 
 def test_file_is_answered_in_the_type_that_is_asked_for(client, teacher):
     csv = FEATURES.to_csv(index=False).encode()
-    answer = client.predict_table(csv, answer_as=calls.PARQUET, run_id=teacher.run_id)
-    assert answer.media_type == calls.PARQUET
+    answer = client.predict_table(csv, answer_as=requests.PARQUET, run_id=teacher.run_id)
+    assert answer.media_type == requests.PARQUET
     assert len(pd.read_parquet(io.BytesIO(answer.content))) == 60
 
 
