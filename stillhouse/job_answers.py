@@ -1,7 +1,7 @@
 """Training jobs as the service tells of them, typed; as in ``stillhouse.answers``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Final
 
@@ -199,7 +199,7 @@ class JobEvent:
     attempt: int
     seq: int
     timestamp: datetime
-    data: Mapping[str, object]
+    data: Mapping[str, object] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

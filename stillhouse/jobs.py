@@ -11,6 +11,7 @@ from stillhouse import job_calls
 from stillhouse.failures import error_of_job
 from stillhouse.following import Following
 from stillhouse.job_answers import COMPLETED, Job, JobEvent, LogLine
+from stillhouse.job_calls import MOST_LINES
 from stillhouse.methods import all_pages, all_pages_awaited, awaiting, blocking
 
 if TYPE_CHECKING:
@@ -69,11 +70,13 @@ class Jobs:
             job = following.job or job
         return _completed(job)
 
-    def follow_logs(self, job_id: str, after: int = 0, every_s: float = 1.0) -> Iterator[LogLine]:
+    def follow_logs(
+        self, job_id: str, after: int = 0, *, level: job_calls.Level | None = None, every_s: float = 1.0
+    ) -> Iterator[LogLine]:
         """Log lines after a number, and those that come, until the job has ended; asks ``every_s``."""
         while True:
             ended = self.get(job_id).ended
-            while lines := self.logs(job_id, after=after, limit=job_calls.MOST_LINES):
+            while lines := self.logs(job_id, after=after, level=level, limit=MOST_LINES):
                 yield from lines
                 after = lines[-1].seq
             if ended:
@@ -137,10 +140,12 @@ class AsyncJobs:
             job = following.job or job
         return _completed(job)
 
-    async def follow_logs(self, job_id: str, after: int = 0, every_s: float = 1.0) -> AsyncIterator[LogLine]:
+    async def follow_logs(
+        self, job_id: str, after: int = 0, *, level: job_calls.Level | None = None, every_s: float = 1.0
+    ) -> AsyncIterator[LogLine]:
         while True:
             ended = (await self.get(job_id)).ended
-            while lines := await self.logs(job_id, after=after, limit=job_calls.MOST_LINES):
+            while lines := await self.logs(job_id, after=after, level=level, limit=MOST_LINES):
                 for line in lines:
                     yield line
                 after = lines[-1].seq
