@@ -33,10 +33,28 @@ from stillhouse.answers import (
 )
 from stillhouse.client import AsyncClient, Client
 from stillhouse.failures import Failure, failure_of
+from stillhouse.job_answers import (
+    CheckpointKept,
+    FieldError,
+    Job,
+    JobAttempt,
+    JobCheckpoint,
+    JobEnded,
+    JobEpoch,
+    JobEvent,
+    JobFailure,
+    JobMetrics,
+    JobProgress,
+    LogLine,
+    StatusChange,
+    Turn,
+    Validation,
+)
 from stillhouse.retries import Patience
 
 __all__ = [
     "AsyncClient",
+    "CheckpointKept",
     "Client",
     "Column",
     "Dataset",
@@ -44,8 +62,19 @@ __all__ = [
     "EpochReport",
     "ErrorEntry",
     "Failure",
+    "FieldError",
     "Health",
+    "Job",
+    "JobAttempt",
+    "JobCheckpoint",
+    "JobEnded",
+    "JobEpoch",
+    "JobEvent",
+    "JobFailure",
+    "JobMetrics",
+    "JobProgress",
     "Limits",
+    "LogLine",
     "Member",
     "Metrics",
     "Model",
@@ -57,7 +86,10 @@ __all__ = [
     "Run",
     "RunDetails",
     "Saved",
+    "StatusChange",
     "Trained",
+    "Turn",
+    "Validation",
     "errors",
     "failure_of",
 ]

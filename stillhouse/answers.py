@@ -17,6 +17,13 @@ class Page(Generic[Item]):
 
 
 @dataclass(frozen=True, slots=True)
+class Listed(Generic[Item]):
+    """A list that is no page of a longer one."""
+
+    data: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Column:
     name: str
     dtype: str
@@ -291,11 +298,6 @@ class ErrorEntry:
     suggested_action: str
     retryable: bool
     retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorList:
-    data: tuple[ErrorEntry, ...]
 
 
 @dataclass(frozen=True, slots=True)

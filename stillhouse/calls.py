@@ -1,22 +1,17 @@
-"""Every request of the service and how its answer is read: the one description that both clients share."""
+"""Every request about tables, trainings, predictions, runs and models: what both clients share."""
 
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, Unpack
-from urllib.parse import quote
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 from stillhouse.answers import (
     Dataset,
     Distilled,
     ErrorEntry,
-    ErrorList,
     Health,
     Limits,
+    Listed,
     Model,
     ModelDetails,
     Page,
@@ -30,54 +25,31 @@ from stillhouse.answers import (
 )
 from stillhouse.events import Progress
 from stillhouse.fields import DistillFields, TrainFields
+from stillhouse.requests import (
+    ARROW,
+    CSV,
+    EVENTS,
+    JSON,
+    PARQUET,
+    Answer,
+    Call,
+    Content,
+    delete,
+    get,
+    get_listed,
+    given,
+    json_of,
+    page_of,
+    quoted,
+    reader,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-JSON: Final = "application/json"
-PROBLEM: Final = "application/problem+json"
-EVENTS: Final = "text/event-stream"
-CSV: Final = "text/csv"
-PARQUET: Final = "application/vnd.apache.parquet"
-ARROW: Final = "application/vnd.apache.arrow.stream"
-
 FrameFormat = Literal["parquet", "arrow"]
 ExportFormat = Literal["safetensors", "onnx", "torchscript"]
-Content = bytes | Path
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Of 2xx. ``headers`` by lower-case name."""
-
-    content: bytes
-    headers: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[Result]):
-    """One request.
-
-    Attributes:
-        content: Sent as it is; a file is read anew for each attempt.
-        creates: Sent with an idempotency key, so that a repeated attempt creates nothing twice.
-        progress: Where it is set, the answer is asked for as a stream of events.
-        works: The answer comes when work of unknown length is done.
-        also_reads: A status beside 2xx whose body is an answer and no error.
-    """
-
-    method: Literal["GET", "POST", "DELETE"]
-    path: str
-    read: Callable[[Answer], Result]
-    params: Mapping[str, str | int] = field(default_factory=dict)
-    content: Content | None = None
-    media_type: str | None = None
-    accept: str = JSON
-    creates: bool = False
-    progress: Progress | None = None
-    works: bool = False
-    also_reads: int | None = None
 
 
 # ── Datasets ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -104,11 +76,11 @@ def upload_dataset(
     else:
         content = _arrow_of(table) if frame_format == "arrow" else _parquet_of(table)
         media_type = ARROW if frame_format == "arrow" else PARQUET
-    params = {"name": name} if name else {}
+    params = given(name=name or None)
     return Call(
         "POST",
         "/api/v1/datasets",
-        _reader(Dataset),
+        reader(Dataset),
         params,
         content,
         media_type or "application/octet-stream",
@@ -118,22 +90,22 @@ def upload_dataset(
 
 def datasets_page(limit: int = 100, cursor: str | None = None) -> Call[Page[Dataset]]:
     """Uploaded datasets, by id."""
-    return _get("/api/v1/datasets", Page[Dataset], _page(limit, cursor))
+    return get("/api/v1/datasets", Page[Dataset], page_of(limit, cursor))
 
 
 def get_dataset(dataset_id: str) -> Call[Dataset]:
     """One dataset."""
-    return _get(f"/api/v1/datasets/{_safe(dataset_id)}", Dataset)
+    return get(f"/api/v1/datasets/{quoted(dataset_id)}", Dataset)
 
 
 def preview_dataset(dataset_id: str, rows: int = 10) -> Call[Preview]:
     """The first rows of a dataset, at most 1000."""
-    return _get(f"/api/v1/datasets/{_safe(dataset_id)}/preview", Preview, {"rows": rows})
+    return get(f"/api/v1/datasets/{quoted(dataset_id)}/preview", Preview, {"rows": rows})
 
 
 def delete_dataset(dataset_id: str) -> Call[None]:
     """Deletes a dataset; runs and models that were trained on it stay."""
-    return _delete(f"/api/v1/datasets/{_safe(dataset_id)}")
+    return delete(f"/api/v1/datasets/{quoted(dataset_id)}")
 
 
 # ── Jobs ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -191,9 +163,9 @@ def predict_rows(
     intervals: bool = False,
 ) -> Call[Predictions]:
     """Predicts rows given as dictionaries of JSON values."""
-    model = {name: value for name, value in (("run_id", run_id), ("model_id", model_id)) if value is not None}
-    body = _json({"rows": list(rows), **model, **({"intervals": True} if intervals else {})})
-    return Call("POST", "/api/v1/predict", _reader(Predictions), {}, body, JSON)
+    model = given(run_id=run_id, model_id=model_id, intervals=True if intervals else None)
+    body = json_of({"rows": list(rows), **model})
+    return Call("POST", "/api/v1/predict", reader(Predictions), {}, body, JSON)
 
 
 def predict_table(
@@ -224,49 +196,49 @@ def predict_table(
 
 def runs_page(limit: int = 100, cursor: str | None = None) -> Call[Page[Run]]:
     """Live runs, newest first."""
-    return _get("/api/v1/runs", Page[Run], _page(limit, cursor))
+    return get("/api/v1/runs", Page[Run], page_of(limit, cursor))
 
 
 def get_run(run_id: str) -> Call[RunDetails]:
     """One run, with its schema and lineage; looking does not restart its time to live."""
-    return _get(f"/api/v1/runs/{_safe(run_id)}", RunDetails)
+    return get(f"/api/v1/runs/{quoted(run_id)}", RunDetails)
 
 
 def delete_run(run_id: str) -> Call[None]:
     """Deletes a run."""
-    return _delete(f"/api/v1/runs/{_safe(run_id)}")
+    return delete(f"/api/v1/runs/{quoted(run_id)}")
 
 
 def save_run(run_id: str, *, model_id: str | None = None, overwrite: bool = False) -> Call[Saved]:
     """Saves a run as a model, which does not expire; under a new UUID where no name is given."""
-    body = _json({"overwrite": overwrite, **({} if model_id is None else {"model_id": model_id})})
-    path = f"/api/v1/runs/{_safe(run_id)}/save"
-    return Call("POST", path, _reader(Saved), {}, body, JSON, creates=True)
+    body = json_of({"overwrite": overwrite, **given(model_id=model_id)})
+    path = f"/api/v1/runs/{quoted(run_id)}/save"
+    return Call("POST", path, reader(Saved), {}, body, JSON, creates=True)
 
 
 def download_run(run_id: str) -> Call[bytes]:
     """The bundle file of a run (safetensors)."""
-    return Call("GET", f"/api/v1/runs/{_safe(run_id)}/bundle", _content_of, accept="*/*")
+    return Call("GET", f"/api/v1/runs/{quoted(run_id)}/bundle", _content_of, accept="*/*")
 
 
 def models_page(limit: int = 100, cursor: str | None = None) -> Call[Page[Model]]:
     """Saved models, by name."""
-    return _get("/api/v1/models", Page[Model], _page(limit, cursor))
+    return get("/api/v1/models", Page[Model], page_of(limit, cursor))
 
 
 def get_model(model_id: str) -> Call[ModelDetails]:
     """One model, with its schema and metrics."""
-    return _get(f"/api/v1/models/{_safe(model_id)}", ModelDetails)
+    return get(f"/api/v1/models/{quoted(model_id)}", ModelDetails)
 
 
 def delete_model(model_id: str) -> Call[None]:
     """Deletes a saved model."""
-    return _delete(f"/api/v1/models/{_safe(model_id)}")
+    return delete(f"/api/v1/models/{quoted(model_id)}")
 
 
 def export_model(model_id: str, format: ExportFormat = "safetensors") -> Call[bytes]:  # noqa: A002
     """A saved model as a file: safetensors as it is stored, ONNX or TorchScript."""
-    path = f"/api/v1/models/{_safe(model_id)}/export"
+    path = f"/api/v1/models/{quoted(model_id)}/export"
     return Call("GET", path, _content_of, {"format": format}, accept="*/*", works=True)
 
 
@@ -275,29 +247,20 @@ def export_model(model_id: str, format: ExportFormat = "safetensors") -> Call[by
 
 def limits() -> Call[Limits]:
     """What one request may ask, and how busy the trainers are."""
-    return _get("/api/v1/limits", Limits)
+    return get("/api/v1/limits", Limits)
 
 
 def errors() -> Call[tuple[ErrorEntry, ...]]:
     """The service's catalogue of errors."""
-    read = _reader(ErrorList)
-    return Call("GET", "/api/v1/errors", lambda answer: read(answer).data)
+    return get_listed("/api/v1/errors", Listed[ErrorEntry])
 
 
 def health() -> Call[Health]:
     """The state of each component, also of an unavailable service."""
-    return Call("GET", "/health", _reader(Health), also_reads=503)
+    return Call("GET", "/health", reader(Health), also_reads=503)
 
 
 # ── Parts ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _get(path: str, kind: type[Result], params: Mapping[str, str | int] | None = None) -> Call[Result]:
-    return Call("GET", path, _reader(kind), params or {})
-
-
-def _delete(path: str) -> Call[None]:
-    return Call("DELETE", path, lambda _: None)
 
 
 def _job(
@@ -306,9 +269,9 @@ def _job(
     return Call(
         "POST",
         path,
-        _reader(kind),
+        reader(kind),
         {},
-        _json(fields),
+        json_of(fields),
         JSON,
         accept=JSON if progress is None else EVENTS,
         creates=True,
@@ -326,21 +289,8 @@ def _predict(
     model_id: str | None,
     intervals: bool,
 ) -> Call[Result]:
-    given = (("run_id", run_id), ("model_id", model_id), ("intervals", "true" if intervals else None))
-    params = {name: value for name, value in given if value is not None}
+    params = given(run_id=run_id, model_id=model_id, intervals="true" if intervals else None)
     return Call("POST", "/api/v1/predict", read, params, content, media_type, accept)
-
-
-def _reader(kind: type[Result]) -> Callable[[Answer], Result]:
-    def read(answer: Answer) -> Result:
-        return _adapter(kind).validate_json(answer.content)  # type: ignore[arg-type, no-any-return]
-
-    return read
-
-
-@functools.cache
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def _content_of(answer: Answer) -> bytes:
@@ -349,18 +299,6 @@ def _content_of(answer: Answer) -> bytes:
 
 def _warnings(answer: Answer) -> tuple[str, ...]:
     return tuple(json.loads(answer.headers.get("x-warnings", "[]")))
-
-
-def _page(limit: int, cursor: str | None) -> dict[str, str | int]:
-    return {"limit": limit} if cursor is None else {"limit": limit, "cursor": cursor}
-
-
-def _safe(name: str) -> str:
-    return quote(name, safe="")
-
-
-def _json(value: Any) -> bytes:  # noqa: ANN401  # JSON
-    return json.dumps(value, allow_nan=False).encode()
 
 
 def _arrow_of(frame: "pd.DataFrame") -> bytes:

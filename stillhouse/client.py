@@ -1,111 +1,33 @@
-"""The clients: both carry out the calls of ``stillhouse.calls``, one by blocking and one by awaiting."""
+"""The clients: both carry out the same calls, one by blocking and one by awaiting."""
 
 import asyncio
 import dataclasses
-import functools
-import inspect
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, Self, TypeVar, get_args
+from typing import Any, Final, Self, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
 from core.errors import StillhouseError
 from stillhouse import calls
-from stillhouse.answers import Page
-from stillhouse.calls import Answer, Call
 from stillhouse.events import JobEvents
 from stillhouse.failures import error_of_answer, not_understood, unreachable
+from stillhouse.following import Following
+from stillhouse.jobs import PASSING, AsyncJobs, Jobs
+from stillhouse.methods import all_pages, all_pages_awaited, awaiting, blocking
+from stillhouse.requests import EVENTS, PROBLEM, Answer, Call
 from stillhouse.retries import DEFAULT_PATIENCE, Attempts, Patience
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 CHUNK_BYTES: Final = 1 << 16
 
-Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
-Item = TypeVar("Item")
 OnRetry = Callable[[StillhouseError, float], None]
-
-
-class Blocking(Protocol):
-    """Carries out a call and returns what it gives."""
-
-    def _send(self, call: Call[Result]) -> Result: ...
-
-
-class Awaiting(Protocol):
-    """The same, awaited."""
-
-    async def _send(self, call: Call[Result]) -> Result: ...
-
-
-def _blocking(
-    describe: Callable[Parameters, Call[Result]],
-) -> Callable[Concatenate[Blocking, Parameters], Result]:
-    def method(self: Blocking, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return self._send(describe(*args, **kwargs))
-
-    return _as_method(method, describe)
-
-
-def _awaiting(
-    describe: Callable[Parameters, Call[Result]],
-) -> Callable[Concatenate[Awaiting, Parameters], Coroutine[Any, Any, Result]]:
-    async def method(self: Awaiting, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return await self._send(describe(*args, **kwargs))
-
-    return _as_method(method, describe)
-
-
-def _as_method(
-    method: Callable[Parameters, Result], describe: Callable[..., object]
-) -> Callable[Parameters, Result]:
-    """The method with the name, the documentation and the parameters of its call."""
-    signature = inspect.signature(describe)
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    functools.update_wrapper(method, describe)
-    vars(method)["__signature__"] = signature.replace(
-        parameters=[itself, *signature.parameters.values()],
-        return_annotation=next(iter(get_args(signature.return_annotation)), inspect.Signature.empty),
-    )
-    return method
-
-
-def _all_pages(
-    page: Callable[..., Call[Page[Item]]],
-) -> Callable[[Blocking], Iterator[Item]]:
-    def method(self: Blocking) -> Iterator[Item]:
-        cursor: str | None = None
-        while True:
-            found = self._send(page(cursor=cursor))
-            yield from found.data
-            cursor = found.next_cursor
-            if cursor is None:
-                return
-
-    method.__doc__ = f"{page.__doc__} Asks for pages as they are needed."
-    return method
-
-
-def _all_pages_awaited(
-    page: Callable[..., Call[Page[Item]]],
-) -> Callable[[Awaiting], AsyncIterator[Item]]:
-    async def method(self: Awaiting) -> AsyncIterator[Item]:
-        cursor: str | None = None
-        while True:
-            found = await self._send(page(cursor=cursor))
-            for item in found.data:
-                yield item
-            cursor = found.next_cursor
-            if cursor is None:
-                return
-
-    method.__doc__ = f"{page.__doc__} Asks for pages as they are needed."
-    return method
 
 
 class _Part:
@@ -114,26 +36,26 @@ class _Part:
 
 
 class Datasets(_Part):
-    upload = _blocking(calls.upload_dataset)
-    list = _all_pages(calls.datasets_page)
-    get = _blocking(calls.get_dataset)
-    preview = _blocking(calls.preview_dataset)
-    delete = _blocking(calls.delete_dataset)
+    upload = blocking(calls.upload_dataset)
+    list = all_pages(calls.datasets_page)
+    get = blocking(calls.get_dataset)
+    preview = blocking(calls.preview_dataset)
+    delete = blocking(calls.delete_dataset)
 
 
 class Runs(_Part):
-    list = _all_pages(calls.runs_page)
-    get = _blocking(calls.get_run)
-    delete = _blocking(calls.delete_run)
-    save = _blocking(calls.save_run)
-    download = _blocking(calls.download_run)
+    list = all_pages(calls.runs_page)
+    get = blocking(calls.get_run)
+    delete = blocking(calls.delete_run)
+    save = blocking(calls.save_run)
+    download = blocking(calls.download_run)
 
 
 class Models(_Part):
-    list = _all_pages(calls.models_page)
-    get = _blocking(calls.get_model)
-    delete = _blocking(calls.delete_model)
-    export = _blocking(calls.export_model)
+    list = all_pages(calls.models_page)
+    get = blocking(calls.get_model)
+    delete = blocking(calls.delete_model)
+    export = blocking(calls.export_model)
 
 
 class _AsyncPart:
@@ -142,26 +64,26 @@ class _AsyncPart:
 
 
 class AsyncDatasets(_AsyncPart):
-    upload = _awaiting(calls.upload_dataset)
-    list = _all_pages_awaited(calls.datasets_page)
-    get = _awaiting(calls.get_dataset)
-    preview = _awaiting(calls.preview_dataset)
-    delete = _awaiting(calls.delete_dataset)
+    upload = awaiting(calls.upload_dataset)
+    list = all_pages_awaited(calls.datasets_page)
+    get = awaiting(calls.get_dataset)
+    preview = awaiting(calls.preview_dataset)
+    delete = awaiting(calls.delete_dataset)
 
 
 class AsyncRuns(_AsyncPart):
-    list = _all_pages_awaited(calls.runs_page)
-    get = _awaiting(calls.get_run)
-    delete = _awaiting(calls.delete_run)
-    save = _awaiting(calls.save_run)
-    download = _awaiting(calls.download_run)
+    list = all_pages_awaited(calls.runs_page)
+    get = awaiting(calls.get_run)
+    delete = awaiting(calls.delete_run)
+    save = awaiting(calls.save_run)
+    download = awaiting(calls.download_run)
 
 
 class AsyncModels(_AsyncPart):
-    list = _all_pages_awaited(calls.models_page)
-    get = _awaiting(calls.get_model)
-    delete = _awaiting(calls.delete_model)
-    export = _awaiting(calls.export_model)
+    list = all_pages_awaited(calls.models_page)
+    get = awaiting(calls.get_model)
+    delete = awaiting(calls.delete_model)
+    export = awaiting(calls.export_model)
 
 
 class _Common:
@@ -188,9 +110,19 @@ class _Common:
     def _attempts(self) -> Attempts:
         return Attempts(self._patience, self._clock, self._uniform)
 
+    def _following(self, job_id: str, after: int, timeout_s: float | None) -> Following:
+        return Following(
+            job_id,
+            after,
+            patience=self._patience,
+            timeout_s=timeout_s,
+            clock=self._clock,
+            uniform=self._uniform,
+        )
+
     def _request(self, call: Call[Any], key: str, remaining_s: float) -> dict[str, Any]:
         """Arguments of ``build_request``, but for the content."""
-        headers = {"Accept": f"{call.accept}, {calls.PROBLEM}"}
+        headers = {"Accept": f"{call.accept}, {PROBLEM}"}
         if call.media_type is not None:
             headers["Content-Type"] = call.media_type
         if call.creates:
@@ -206,14 +138,18 @@ class _Common:
             "timeout": httpx.Timeout(wait_s, read=None if call.works else wait_s),
         }
 
-    def _before_waiting(self, error: StillhouseError, wait_s: float) -> float:
-        if self._on_retry is not None:
+    def _before_waiting(self, error: StillhouseError | None, wait_s: float) -> float:
+        if self._on_retry is not None and error is not None:
             self._on_retry(error, wait_s)
         return wait_s
 
     def _unreachable(self, error: httpx.TransportError) -> StillhouseError:
         reason = f"{_REASONS.get(type(error), 'the connection broke')} ({type(error).__name__})"
         return unreachable(self._base_url, reason)
+
+    def _no_stream(self, call: Call[Any], response: httpx.Response, content: bytes) -> StillhouseError:
+        _checked(call, response, content)
+        return not_understood(self._base_url, response.status_code)
 
     def _read(self, call: Call[Result], response: httpx.Response, content: bytes) -> Result:
         try:
@@ -222,8 +158,6 @@ class _Common:
             raise not_understood(self._base_url, response.status_code) from None
 
 
-# Others, such as a token that no header can carry, are mistakes of the caller.
-_PASSING: Final = (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError)
 _NOT_SENT: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 _REASONS: Final = {
     httpx.ConnectError: "no connection could be made",
@@ -268,15 +202,16 @@ class Client(_Common):
         self._http = httpx.Client(transport=transport, **self._options())
         self._sleep = sleep
         self.datasets, self.runs, self.models = Datasets(self), Runs(self), Models(self)
+        self.jobs = Jobs(self)
 
-    train = _blocking(calls.train)
-    distill = _blocking(calls.distill)
-    predict = _blocking(calls.predict)
-    predict_rows = _blocking(calls.predict_rows)
-    predict_table = _blocking(calls.predict_table)
-    limits = _blocking(calls.limits)
-    errors = _blocking(calls.errors)
-    health = _blocking(calls.health)
+    train = blocking(calls.train)
+    distill = blocking(calls.distill)
+    predict = blocking(calls.predict)
+    predict_rows = blocking(calls.predict_rows)
+    predict_table = blocking(calls.predict_table)
+    limits = blocking(calls.limits)
+    errors = blocking(calls.errors)
+    health = blocking(calls.health)
 
     def close(self) -> None:
         self._http.close()
@@ -292,7 +227,7 @@ class Client(_Common):
         while True:
             try:
                 return self._attempt(call, key, attempts.remaining_s())
-            except _PASSING as error:
+            except PASSING as error:
                 failed, call = self._unreachable(error), _after_silence(call, error)
             except StillhouseError as error:
                 failed = error
@@ -312,9 +247,24 @@ class Client(_Common):
         finally:
             response.close()
 
+    @contextmanager
+    def _lines(self, call: Call[Any], remaining_s: float) -> Iterator[Iterator[str]]:
+        """Those of a stream of events; they end where it does, and where it is silent for too long."""
+        request = self._http.build_request(**self._request(call, "", remaining_s))
+        response = self._http.send(request, stream=True)
+        try:
+            if not _streams(response):
+                raise self._no_stream(call, response, response.read())
+            yield _until_silent(response.iter_lines())
+        finally:
+            response.close()
+
 
 class AsyncClient(_Common):
-    """``Client`` for asyncio: its methods are awaited, its lists iterated with ``async for``."""
+    """``Client`` for asyncio: its methods are awaited, and what iterates is iterated with ``async for``.
+
+    So ``await client.runs.get(run_id)``, but ``async for run in client.runs.list()``.
+    """
 
     def __init__(
         self,
@@ -333,15 +283,16 @@ class AsyncClient(_Common):
         self._http = httpx.AsyncClient(transport=transport, **self._options())
         self._sleep = sleep
         self.datasets, self.runs, self.models = AsyncDatasets(self), AsyncRuns(self), AsyncModels(self)
+        self.jobs = AsyncJobs(self)
 
-    train = _awaiting(calls.train)
-    distill = _awaiting(calls.distill)
-    predict = _awaiting(calls.predict)
-    predict_rows = _awaiting(calls.predict_rows)
-    predict_table = _awaiting(calls.predict_table)
-    limits = _awaiting(calls.limits)
-    errors = _awaiting(calls.errors)
-    health = _awaiting(calls.health)
+    train = awaiting(calls.train)
+    distill = awaiting(calls.distill)
+    predict = awaiting(calls.predict)
+    predict_rows = awaiting(calls.predict_rows)
+    predict_table = awaiting(calls.predict_table)
+    limits = awaiting(calls.limits)
+    errors = awaiting(calls.errors)
+    health = awaiting(calls.health)
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -357,7 +308,7 @@ class AsyncClient(_Common):
         while True:
             try:
                 return await self._attempt(call, key, attempts.remaining_s())
-            except _PASSING as error:
+            except PASSING as error:
                 failed, call = self._unreachable(error), _after_silence(call, error)
             except StillhouseError as error:
                 failed = error
@@ -374,6 +325,17 @@ class AsyncClient(_Common):
                     events.feed(line)
                 return self._read(call, response, _result_of(events))
             return self._read(call, response, _checked(call, response, await response.aread()))
+        finally:
+            await response.aclose()
+
+    @asynccontextmanager
+    async def _lines(self, call: Call[Any], remaining_s: float) -> AsyncIterator[AsyncIterator[str]]:
+        request = self._http.build_request(**self._request(call, "", remaining_s))
+        response = await self._http.send(request, stream=True)
+        try:
+            if not _streams(response):
+                raise self._no_stream(call, response, await response.aread())
+            yield _until_silent_awaited(response.aiter_lines())
         finally:
             await response.aclose()
 
@@ -397,7 +359,18 @@ def _after_silence(call: Call[Result], error: httpx.TransportError) -> Call[Resu
 
 
 def _streams(response: httpx.Response) -> bool:
-    return response.is_success and response.headers.get("content-type", "").startswith(calls.EVENTS)
+    return response.is_success and response.headers.get("content-type", "").startswith(EVENTS)
+
+
+def _until_silent(lines: Iterator[str]) -> Iterator[str]:
+    with suppress(httpx.ReadTimeout):
+        yield from lines
+
+
+async def _until_silent_awaited(lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    with suppress(httpx.ReadTimeout):
+        async for line in lines:
+            yield line
 
 
 def _checked(call: Call[Any], response: httpx.Response, content: bytes) -> bytes:

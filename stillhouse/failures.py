@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from core.catalogue import CATALOGUE, ErrorType
 from core.errors import StillhouseError, class_of
+from stillhouse.job_answers import Job, JobFailure
 
 UNAVAILABLE: Final = "SERVICE_UNAVAILABLE"  # no answer, or one of what stands before a service
 _DOWN: Final = (429, 502, 503, 504)
@@ -67,13 +68,14 @@ def error_of_answer(status: int, headers: Mapping[str, str], content: bytes) -> 
 def error_of_problem(
     problem: Mapping[str, Any],
     *,
-    status: int,
+    status: int | None,
     request_id: str | None,
     retry_after_s: float | None = None,
 ) -> StillhouseError:
-    """The error that an RFC 9457 body tells of.
+    """The error that an RFC 9457 body, or one of platform routes, tells of.
 
     Args:
+        status: None where it came as part of an answer.
         retry_after_s: From the header, where there is one; the catalogue's otherwise.
     """
     code = problem.get("code") or (UNAVAILABLE if status in _DOWN else None)
@@ -97,6 +99,25 @@ def error_of_problem(
             request_id=request_id or problem.get("request_id") or problem.get("trace_id"),
         ),
         violations=problem.get("violations"),
+    )
+
+
+def error_of_job(job: Job) -> StillhouseError:
+    """Why a job ended without a model: the class that its trainer raised."""
+    told = job.error or JobFailure(StillhouseError.code, "", f"The job is {job.status}.", "", False)
+    problem = {**asdict(told), "suggested_action": told.suggested_action or None}
+    error = error_of_problem(problem, status=None, request_id=told.trace_id or job.trace_id)
+    error.details["job_id"] = job.job_id
+    return error
+
+
+def still_running(job_id: str, timeout_s: float | None) -> StillhouseError:
+    """The time of whoever waits for a job is over."""
+    return _own(
+        "OPERATION_TIMEOUT",
+        f"The job {job_id} must end within {timeout_s or 0:g} s, but it goes on.",
+        "Wait for longer, or look again later: nothing was stopped.",
+        retryable=True,
     )
 
 
@@ -144,18 +165,18 @@ def _told(content: bytes) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else body
 
 
-def _message(body: Mapping[str, Any], status: int) -> str:
+def _message(body: Mapping[str, Any], status: int | None) -> str:
     """In the dialects problem and detail, handler, platform."""
     told = body.get("detail") or body.get("error") or body.get("message")
     if isinstance(told, list):
         told = "; ".join(f"{'.'.join(map(str, item.get('loc', ())))}: {item.get('msg')}" for item in told)
-    return str(told) if told else f"The service answered {status} without a message."
+    return str(told) if told else f"The service answered {status or 'an error'} without a message."
 
 
-def _type_of(status: int) -> str:
+def _type_of(status: int | None) -> str:
     if status in _DOWN:
         return ErrorType.TRANSIENT.value
-    return ErrorType.SYSTEM_ERROR.value if status >= 500 else ErrorType.PERMANENT.value
+    return ErrorType.SYSTEM_ERROR.value if status is None or status >= 500 else ErrorType.PERMANENT.value
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The fields of train and distil requests: the one list from which signatures and options come.
+"""The fields of train and distil requests and of jobs: the one list from which signatures and options come.
 
 Ranges and defaults are the service's: ``Client.limits()`` tells them.
 """
@@ -60,3 +60,30 @@ class DistillFields(_Shared, total=False):
     student_hidden_dim: Annotated[int, "width of the student's hidden layers"]
     student_num_hidden_layers: Annotated[int, "number of the student's hidden layers"]
     student_dropout: Annotated[float, "as dropout, of the student"]
+
+
+class AnyFields(TrainFields, DistillFields, total=False):
+    """Of either kind: what a retry may change."""
+
+
+class JobOptions(TypedDict, total=False):
+    """What concerns a training job and not its model."""
+
+    experiment_name: Annotated[str, "name of the experiment it belongs to"]
+    project_id: Annotated[str, "project it belongs to; lists can be narrowed to one"]
+    tags: Annotated[list[str], "words without blanks"]
+    notes: Annotated[str, "free text"]
+    priority: Annotated[int, "-10 to 10; higher ones start first"]
+    time_limit_s: Annotated[float, "seconds after which an attempt is ended"]
+    callback_url: Annotated[str, "http address that is told of every change of state"]
+    on_oom: Annotated[Literal["fail", "reduce_batch"], "what to do where the memory of the GPU is too small"]
+    executor: Annotated[Literal["ray", "external"], "who trains: a trainer of the service, or one of yours"]
+    strict: Annotated[bool, "refuse at once what only the data shows to be wrong"]
+
+
+class TrainJobFields(TrainFields, JobOptions, total=False):
+    """Of a job that trains."""
+
+
+class DistillJobFields(DistillFields, JobOptions, total=False):
+    """Of a job that distils."""

@@ -8,7 +8,7 @@ from core.errors import StillhouseError
 from stillhouse.failures import failure_of
 
 FIRST_WAIT_S: Final = 0.25
-LONGEST_WAIT_S: Final = 10.0
+LONGEST_WAIT_S: Final = 10.0  # reached before the tenth attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Attempts:
             StillhouseError: the error itself, where another attempt would not help or would come too late.
         """
         failure = failure_of(error)
-        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0**self._failed)
+        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self._failed, 9))
         wait_s = (failure.retry_after_s or 0.0) + longest * self._random()
         self._failed += 1
         told_when = failure.retry_after_s is not None or failure.status is None  # or there was no answer

@@ -21,7 +21,9 @@ from deployments.edge.border import origin_of, route_path
 
 log = logging.getLogger(__name__)
 
-CREATING: Final = re.compile(r"/api/v1/(train|distill|datasets|training-jobs|runs/[^/]+/save)/?")
+CREATING: Final = re.compile(
+    r"/api/v1/(train|distill|datasets|training-jobs(/[^/]+/(retry|restart))?|runs/[^/]+/save)/?"
+)
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _LARGEST_ANSWER_BYTES: Final = 8 << 20
 _KEPT_HEADERS: Final = ("content-type", "location")

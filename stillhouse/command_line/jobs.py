@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import click
 
-from stillhouse import calls
 from stillhouse.answers import Distilled, Trained
 from stillhouse.client import Client
 from stillhouse.command_line.options import INPUT, INPUT_OR_STDIN, OUTPUT, connected, fields_of, given
@@ -16,9 +15,10 @@ from stillhouse.command_line.output import Output, metric_rows
 from stillhouse.events import Progress
 from stillhouse.fields import DistillFields, TrainFields
 from stillhouse.progress import ProgressBar
+from stillhouse.requests import ARROW, CSV, JSON, PARQUET
 
-TABLES: Final = {"csv": calls.CSV, "parquet": calls.PARQUET, "arrow": calls.ARROW}
-MEDIA_TYPES: Final = {**TABLES, "json": calls.JSON}
+TABLES: Final = {"csv": CSV, "parquet": PARQUET, "arrow": ARROW}
+MEDIA_TYPES: Final = {**TABLES, "json": JSON}
 _BY_ENDING: Final = {
     ".csv": "csv",
     ".parquet": "parquet",
@@ -26,7 +26,7 @@ _BY_ENDING: Final = {
     ".arrow": "arrow",
     ".arrows": "arrow",
 }
-_NAMED_OTHERWISE: Final = frozenset({"target_column"})
+NAMED_OTHERWISE: Final = frozenset({"target_column"})
 
 data_argument = click.argument("data", required=False, type=INPUT)
 target_option = click.option("--target", "target_column", required=True, help="Column to predict.")
@@ -36,7 +36,7 @@ table_format = click.Choice(list(TABLES))
 @click.command()
 @data_argument
 @target_option
-@fields_of(TrainFields, _NAMED_OTHERWISE)
+@fields_of(TrainFields, NAMED_OTHERWISE)
 @connected
 def train(client: Client, output: Output, data: Path | None, **options: object) -> None:
     """Train a model on a table.
@@ -46,13 +46,13 @@ def train(client: Client, output: Output, data: Path | None, **options: object) 
     The run lives for a while after its last use. With --save-model, or a --model-id, it stays as a model.
     """
     trained = _job(client.train, "train", client, output, data, options)
-    output.show(trained, _rows(trained))
+    output.show(trained, rows_of(trained))
 
 
 @click.command()
 @data_argument
 @target_option
-@fields_of(DistillFields, _NAMED_OTHERWISE)
+@fields_of(DistillFields, NAMED_OTHERWISE)
 @connected
 def distill(client: Client, output: Output, data: Path | None, **options: object) -> None:
     """Train a small student on a teacher's outputs.
@@ -62,7 +62,7 @@ def distill(client: Client, output: Output, data: Path | None, **options: object
     Name the teacher with --teacher-run-id or --teacher-model-id.
     """
     student = _job(client.distill, "distill", client, output, data, options)
-    output.show(student, [*_rows(student), *_comparison(student)])
+    output.show(student, [*rows_of(student), *_comparison(student)])
 
 
 @click.command()
@@ -107,6 +107,18 @@ def predict(
     write_file(target, answer.content)
 
 
+def request_of(client: Client, data: Path | None, options: dict[str, object]) -> dict[str, Any]:
+    """The fields of a request; a file of its own is uploaded."""
+    fields = given(options)
+    if (data is not None) + ("dataset_id" in fields) + ("data_path" in fields) != 1:
+        raise click.UsageError("Give one of DATA, --dataset-id and --data-path.")
+    if "model_id" in fields:
+        fields["save_model"] = True
+    if data is not None:
+        fields["dataset_id"] = client.datasets.upload(data).dataset_id
+    return fields
+
+
 def write_file(target: Path, content: bytes) -> None:
     """Writes a file whole or not at all; ``-`` is stdout."""
     if target == Path("-"):
@@ -136,13 +148,7 @@ def _job(
     data: Path | None,
     options: dict[str, object],
 ) -> Any:  # noqa: ANN401  # what run returns
-    fields = given(options)
-    if (data is not None) + ("dataset_id" in fields) + ("data_path" in fields) != 1:
-        raise click.UsageError("Give one of DATA, --dataset-id and --data-path.")
-    if "model_id" in fields:
-        fields["save_model"] = True
-    if data is not None:
-        fields["dataset_id"] = client.datasets.upload(data).dataset_id
+    fields = request_of(client, data, options)
     with _progress(title, output) as progress:
         result = run(progress=progress, **fields)
     output.warn(result.warnings)
@@ -158,7 +164,7 @@ def _progress(title: str, output: Output) -> Iterator[Progress | None]:
         yield bar
 
 
-def _rows(trained: Trained) -> list[tuple[str, object]]:
+def rows_of(trained: Trained) -> list[tuple[str, object]]:
     saved = [] if trained.model_id is None else [("model", trained.model_id)]
     rows = trained.rows
     return [

@@ -10,6 +10,7 @@ from stillhouse.command_line.jobs import distill, predict, train
 from stillhouse.command_line.output import INTERRUPTED, USAGE_ERROR, show_error, show_json_error
 from stillhouse.command_line.resources import datasets, errors, models, runs
 from stillhouse.command_line.serving import doctor, up
+from stillhouse.command_line.training_jobs import jobs
 
 EXIT_CODES_HELP = """\b
 Exit codes:
@@ -64,7 +65,7 @@ def command(url: str | None, token: str | None) -> None:  # commands find them i
     """Train PyTorch models on tables, distil them and predict with them."""
 
 
-for part in (up, train, distill, predict, runs, models, datasets, errors, doctor):
+for part in (up, train, distill, predict, jobs, runs, models, datasets, errors, doctor):
     command.add_command(part)
 
 

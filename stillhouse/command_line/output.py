@@ -65,6 +65,10 @@ class Output:
             self.out.print(shown)
         click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
+    def print_line(self, value: object) -> None:
+        """JSON on one line, of those that come one after the other."""
+        click.echo(pydantic_core.to_json(value))
+
     def print_json(self, value: object) -> None:
         click.echo(pydantic_core.to_json(value, indent=2))
 
@@ -88,7 +92,11 @@ def show_error(error: StillhouseError, as_json: bool) -> int:
         show_json_error(asdict(failure))
     else:
         click.echo(_sentences(failure), err=True)
-    return EXIT_CODES.get(failure.type, EXIT_CODES[ErrorType.SYSTEM_ERROR])
+    return exit_code_of(failure.type)
+
+
+def exit_code_of(error_type: str) -> int:
+    return EXIT_CODES.get(error_type, EXIT_CODES[ErrorType.SYSTEM_ERROR])
 
 
 def show_json_error(fields: Mapping[str, object]) -> None:

@@ -1,16 +1,48 @@
 """Both clients against the whole service in one process."""
 
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 from anyio.from_thread import BlockingPortal
+from click.testing import CliRunner
 
 import stillhouse
 from deployments.web import build_web_app
+from stillhouse.command_line.main import command
 
 URL = "http://stillhouse"
+
+
+class Clock:
+    """Seconds that pass only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.slept = 0.0, []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+class Scripted(httpx.AsyncBaseTransport):
+    """Answers what it was told to, in order, and the last of it for ever; raises exceptions among it."""
+
+    def __init__(self, *answers: httpx.Response | Exception) -> None:
+        self.answers, self.requests = list(answers), []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        self.requests.append(request)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
 class Crossing(httpx.BaseTransport):
@@ -26,7 +58,23 @@ class Crossing(httpx.BaseTransport):
 
     async def _answered(self, request: httpx.Request) -> httpx.Response:
         answer = await self._transport.handle_async_request(request)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+        parts = CrossingParts(self._portal, answer)
+        return httpx.Response(answer.status_code, headers=answer.headers, stream=parts)
+
+
+class CrossingParts(httpx.SyncByteStream):
+    """The parts of an answer, each as it comes."""
+
+    def __init__(self, portal: BlockingPortal, answer: httpx.Response) -> None:
+        self._portal, self._answer = portal, answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        parts = aiter(self._answer.stream)
+        while (part := self._portal.call(anext, parts, None)) is not None:
+            yield part
+
+    def close(self) -> None:
+        self._portal.call(self._answer.aclose)
 
 
 class Awaited:
@@ -63,3 +111,18 @@ def client_of(kind: str, portal: BlockingPortal, transport: httpx.AsyncBaseTrans
 
 def over(service: Any) -> httpx.ASGITransport:
     return httpx.ASGITransport(build_web_app(service))
+
+
+class Terminal:
+    """Runs commands in a folder that has ``trees.csv``."""
+
+    def __init__(self, connect) -> None:
+        self._runner, self._connect = CliRunner(), connect
+
+    def __call__(self, *args: str, expect: int = 0, given: bytes | None = None, env: dict | None = None):
+        done = self._runner.invoke(command, args, obj=self._connect, input=given, env=env)
+        assert done.exit_code == expect, (done.stdout, done.stderr, done.exception)
+        return done
+
+    def json(self, *args: str, expect: int = 0):
+        return json.loads(self(*args, "--json", expect=expect).stdout)

@@ -14,9 +14,10 @@ import stillhouse
 from core.bundles import Bundle
 from core.catalogue import CATALOGUE
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
+from core.jobs.orders import OPTION_FIELDS
 from deployments.routes.examples import EXAMPLE_CSV
-from stillhouse import calls
-from stillhouse.fields import DistillFields, TrainFields
+from stillhouse import calls, job_calls, requests
+from stillhouse.fields import DistillFields, JobOptions, TrainFields
 from tests.client.service import over
 from tests.deployments.local import QUICK, QUICK_STUDENT, local_service, settings_in
 
@@ -173,8 +174,8 @@ def test_what_is_no_frame_is_refused_with_the_method_that_takes_it(client, given
 
 def test_file_is_answered_in_the_type_that_is_asked_for(client, teacher):
     csv = FEATURES.to_csv(index=False).encode()
-    answer = client.predict_table(csv, answer_as=calls.PARQUET, run_id=teacher.run_id)
-    assert answer.media_type == calls.PARQUET
+    answer = client.predict_table(csv, answer_as=requests.PARQUET, run_id=teacher.run_id)
+    assert answer.media_type == requests.PARQUET
     assert len(pd.read_parquet(io.BytesIO(answer.content))) == 60
 
 
@@ -253,7 +254,13 @@ def test_token_opens_the_service(connect, tmp_path):
 # ── The description ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("fields", "known"), [(TrainFields, TRAIN_FIELDS), (DistillFields, DISTILL_FIELDS)])
+JOB_FIELDS = OPTION_FIELDS - {"kind", "framework"}  # an argument of its own, and one of a single value
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [(TrainFields, TRAIN_FIELDS), (DistillFields, DISTILL_FIELDS), (JobOptions, JOB_FIELDS)],
+)
 def test_fields_are_those_of_the_contract(fields, known):
     assert fields.__annotations__.keys() == known
 
@@ -265,17 +272,21 @@ def test_both_clients_offer_the_same_methods():
 
     blocking, awaiting = stillhouse.Client(), stillhouse.AsyncClient()
     assert offered(blocking) == offered(awaiting)
-    for part in ("datasets", "runs", "models"):
+    for part in ("datasets", "runs", "models", "jobs"):
         assert offered(getattr(blocking, part)) == offered(getattr(awaiting, part)) != {}
 
 
 def test_every_call_is_a_method_of_the_clients():
-    described = {value for name, value in vars(calls).items() if inspect.isfunction(value) and name[0] != "_"}
-    described = {call for call in described if call.__module__ == calls.__name__}
+    described = {
+        value
+        for module in (calls, job_calls)
+        for name, value in inspect.getmembers(module, inspect.isfunction)
+        if name[0] != "_" and value.__module__ == module.__name__
+    }
     client = stillhouse.Client()
     offered = {
         inspect.unwrap(value)
-        for thing in (client, client.datasets, client.runs, client.models)
+        for thing in (client, client.datasets, client.runs, client.models, client.jobs)
         for _, value in inspect.getmembers(type(thing), inspect.isfunction)
     }
     assert {call for call in described if not call.__name__.endswith("_page")} <= offered

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,44 +21,11 @@ from stillhouse.answers import EpochReport
 from stillhouse.command_line.main import command
 from stillhouse.command_line.output import EXIT_CODES
 from stillhouse.progress import ProgressBar
-from tests.client.service import Crossing, over
-from tests.client.test_failures import ERRORS, Scripted, action_of, failing
+from tests.client.service import Scripted
+from tests.client.test_failures import ERRORS, action_of, failing
 
 QUICK = ["--epochs", "3", "--hidden-dim", "8", "--num-hidden-layers", "1"]
-LISTING = ("runs", "models", "datasets", "errors")
-
-
-class Terminal:
-    """Runs commands in a folder that has ``trees.csv``."""
-
-    def __init__(self, connect) -> None:
-        self._runner, self._connect = CliRunner(), connect
-
-    def __call__(self, *args: str, expect: int = 0, given: bytes | None = None, env: dict | None = None):
-        done = self._runner.invoke(command, args, obj=self._connect, input=given, env=env)
-        assert done.exit_code == expect, (done.stdout, done.stderr, done.exception)
-        return done
-
-    def json(self, *args: str, expect: int = 0):
-        return json.loads(self(*args, "--json", expect=expect).stdout)
-
-
-@pytest.fixture
-def terminal_over(portal, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("trees.csv").write_text(EXAMPLE_CSV)
-
-    def terminal_over(transport) -> Terminal:
-        return Terminal(
-            functools.partial(stillhouse.Client, transport=Crossing(portal, transport), sleep=lambda _: None)
-        )
-
-    return terminal_over
-
-
-@pytest.fixture
-def terminal(terminal_over, service):
-    return terminal_over(over(service))
+LISTING = ("jobs", "runs", "models", "datasets", "errors")
 
 
 @pytest.fixture

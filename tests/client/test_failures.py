@@ -9,7 +9,7 @@ import pytest
 import core.errors
 import stillhouse
 from core.catalogue import CATALOGUE, ErrorType
-from core.errors import RunNotFoundError, StillhouseError, TrainingStoppedError
+from core.errors import RunNotFoundError, StillhouseError, TrainingStoppedError, class_of
 from deployments.dialects import Asked, render
 from deployments.trainer import Trainer
 from stillhouse import Patience, failure_of
@@ -27,38 +27,9 @@ def subclasses(error):
 
 
 OURS = [error for error in subclasses(StillhouseError) if error.__module__.startswith(core.errors.__name__)]
-ERRORS = list({error.code: error for error in OURS}.values())
+ERRORS = [error for error in OURS if class_of(error.code) is error]  # what a client can tell apart
 UnavailableError = next(error for error in ERRORS if error.code == UNAVAILABLE)
 every_error = pytest.mark.parametrize("error", ERRORS, ids=lambda error: error.__name__)
-
-
-class Clock:
-    """Seconds that pass only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now, self.slept = 0.0, []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
-
-
-class Scripted(httpx.AsyncBaseTransport):
-    """Answers what it was told to, in order, and the last of it for ever; raises exceptions among it."""
-
-    def __init__(self, *answers: httpx.Response | Exception) -> None:
-        self.answers, self.requests = list(answers), []
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await request.aread()
-        self.requests.append(request)
-        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
 
 
 def failing(error: StillhouseError, path: str = LIMITS, accept: str | None = PROBLEM) -> httpx.Response:
@@ -69,23 +40,6 @@ def failing(error: StillhouseError, path: str = LIMITS, accept: str | None = PRO
 
 def action_of(error: type[StillhouseError]) -> str:
     return error("This must hold.", allow="GET").suggested_action
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def scripted(connect, clock):
-    """A client of scripted answers on a clock of its own; waits are never shortened by chance."""
-
-    def scripted(*answers, **options):
-        transport = Scripted(*answers)
-        options = {"clock": clock, "sleep": clock.sleep, "uniform": lambda: 1.0} | options
-        return connect(transport, **options), transport.requests
-
-    return scripted
 
 
 # ── Classes ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -279,6 +233,8 @@ CREATING = {
     "train": lambda client: client.train(dataset_id="x", target_column="y"),
     "distill": lambda client: client.distill(dataset_id="x", target_column="y", teacher_run_id="z"),
     "save": lambda client: client.runs.save("x"),
+    "job": lambda client: client.jobs.train(dataset_id="x", target_column="y"),
+    "retry": lambda client: client.jobs.retry("x"),
 }
 
 
