@@ -197,7 +197,7 @@ def _headers(error: StillhouseError) -> dict[str, str]:
 
 def problem(error: StillhouseError, status: int, asked: Asked) -> dict[str, object]:
     """RFC 9457."""
-    found = violations(error)
+    found, wrong = violations(error), field_errors(error)
     return {
         "type": documentation_of(error.code),
         "title": error.entry.message_for(error.details),
@@ -207,6 +207,6 @@ def problem(error: StillhouseError, status: int, asked: Asked) -> dict[str, obje
         "retryable": error.retryable,
         "suggested_action": error.suggested_action,
         "trace_id": asked.trace_id,
-        **({"violations": found} if found else {}),
+        **({"violations": found} if found else {"errors": wrong} if wrong else {}),
         **({"retry_after": _whole_seconds(error)} if status == 429 else {}),
     }

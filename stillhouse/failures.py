@@ -98,7 +98,7 @@ def error_of_problem(
             ),
             request_id=request_id or problem.get("request_id") or problem.get("trace_id"),
         ),
-        violations=problem.get("violations"),
+        violations=problem.get("violations") or problem.get("errors"),
     )
 
 

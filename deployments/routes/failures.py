@@ -129,6 +129,7 @@ class Problem(Shape):
     suggested_action: str
     trace_id: str
     violations: list[Violation] = []
+    errors: list[dict[str, JsonValue]] = []
     retry_after: int = 0
 
 

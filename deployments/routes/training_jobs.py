@@ -208,6 +208,7 @@ def training_job_routes(service: Service) -> APIRouter:
             operation_id=f"{name}_job",
             openapi_extra=_BODY,
             responses=_failures(
+                *CREATING,
                 *_ONE,
                 *_ORDER,
                 JobBusyError,

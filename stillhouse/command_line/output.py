@@ -91,7 +91,7 @@ def show_error(error: StillhouseError, as_json: bool) -> int:
     if as_json:
         show_json_error(asdict(failure))
     else:
-        click.echo(_sentences(failure), err=True)
+        click.echo(_sentences(failure, _further(error)), err=True)
     return exit_code_of(failure.type)
 
 
@@ -103,9 +103,17 @@ def show_json_error(fields: Mapping[str, object]) -> None:
     click.echo(json.dumps({"error": fields}, indent=2))
 
 
-def _sentences(failure: Failure) -> str:
+def _sentences(failure: Failure, further: Sequence[str]) -> str:
     request = f", request {failure.request_id}" if failure.request_id else ""
-    return f"Error: {failure.message}\n{failure.suggested_action}\n({failure.code}, {failure.type}{request})"
+    known = f"({failure.code}, {failure.type}{request})"
+    return "\n".join((f"Error: {failure.message}", *further, failure.suggested_action, known))
+
+
+def _further(error: StillhouseError) -> list[str]:
+    """What is wrong with a job besides what the message says."""
+    found = error.details.get("violations")
+    listed = found[1:] if isinstance(found, list) else []
+    return [f"  {item['message']}" for item in listed if isinstance(item, dict) and "message" in item]
 
 
 def metric_rows(metrics: Metrics) -> list[tuple[str, object]]:

@@ -84,6 +84,7 @@ def test_job_that_is_wrong_is_refused_with_everything_that_is_wrong(client):
     with pytest.raises(errors.ValidationError, match="epochs") as raised:
         client.jobs.train(dataset_id="x", target_column="y", epochs=0, batch_size=0)
     assert (raised.value.status, raised.value.type) == (400, "user_error")
+    assert {found["param"] for found in raised.value.details["violations"]} == {"epochs", "batch_size"}
 
 
 def test_strict_job_without_its_data_is_refused_at_once(client):

@@ -66,6 +66,23 @@ def test_file_that_describes_a_job_is_filed(terminal, order):
     assert (job["kind"], job["dataset_id"]) == ("train", "csv-none")
 
 
+def test_refusal_tells_everything_that_is_wrong(terminal):
+    wrong = (
+        "--target",
+        "kind",
+        "--dataset-id",
+        "x",
+        "--epochs",
+        "0",
+        "--batch-size",
+        "0",
+        "--priority",
+        "99",
+    )
+    told = terminal("jobs", "train", *wrong, expect=3).stderr
+    assert [name for name in ("epochs", "batch_size", "priority") if f"{name} must be" not in told] == []
+
+
 def test_validation_tells_everything_that_is_wrong_and_files_nothing(terminal, order):
     done = terminal("jobs", "validate", order, expect=EXIT_CODES[CATALOGUE["DATASET_NOT_FOUND"].type])
     assert "csv-none" in done.stdout
