@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from core.errors import StillhouseError
 from core.jobs.records import Event
+from core.jobs.states import TERMINAL
 from deployments.dispatcher import Progress
 from deployments.job_desk import Jobs
 
@@ -40,11 +41,12 @@ class JobFeed:
             JobNotFoundError: and what the dispatcher raises.
         """
         topic, follower = self._enter(job_id)
-        last = after
+        last, over = after, False
         try:
             while past := await self._jobs.events(job_id, owner, last, 1000):
                 for event in past:
                     last = event.seq
+                    over = over or event.type in TERMINAL
                     yield event
             while True:
                 follower.heard.clear()
@@ -53,8 +55,9 @@ class JobFeed:
                     if event.seq > last:
                         last = event.seq
                         yield event
+                        over = over or event.type in TERMINAL
                 progress, follower.progress = follower.progress, None
-                if progress is not None:
+                if progress is not None and not over:  # the end says all that it would
                     yield progress
                 if follower.error is not None:
                     raise follower.error

@@ -74,6 +74,7 @@ _MAKING: Final = (
     *CREATING,
     *_ORDER,
     *_LEDGER,
+    SchemaError,
     DatasetNotFoundError,
     DatasetError,
     DatasetTooLargeError,
@@ -127,7 +128,7 @@ def training_job_routes(service: Service) -> APIRouter:
             "estimate": tried.estimate,
         }
 
-    @router.get("", responses=_failures(RequestError, SchemaError, *_LEDGER))
+    @router.get("", responses=_failures(RequestError, ParameterError, SchemaError, *_LEDGER))
     async def list_jobs(
         request: Request,
         limit: Limit = 20,
