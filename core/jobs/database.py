@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from sqlalchemy import Connection, Engine, create_engine, event, exc
 
-from core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError
+from core.errors import DatabaseError, DatabaseTimeoutError, DatabaseUnavailableError, StillhouseError
 from core.jobs.migrations import migrate
 from core.resilience import Caller
 
@@ -49,11 +49,20 @@ class Database:
             DatabaseError, CircuitOpenError: and what ``work`` raises.
         """
 
-        def attempt() -> Result:
-            with _translated(operation), self._engine.begin() as connection:
-                return work(connection)
+        def attempt() -> Result | StillhouseError:
+            """What the ledger itself refuses is returned: the database answered."""
+            try:
+                with _translated(operation), self._engine.begin() as connection:
+                    return work(connection)
+            except DatabaseError:
+                raise
+            except StillhouseError as error:
+                return error
 
-        return self._caller.call_blocking(attempt)
+        result = self._caller.call_blocking(attempt)
+        if isinstance(result, StillhouseError):
+            raise result
+        return result
 
     def close(self) -> None:
         self._engine.dispose()

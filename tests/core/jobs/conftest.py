@@ -1,6 +1,15 @@
 import itertools
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine
 
 from core.jobs.database import Database
 from core.jobs.inquiries import Inquiries
@@ -54,6 +63,42 @@ def rules() -> Rules:
     return Rules()
 
 
-@pytest.fixture
-def office(tmp_path, rules) -> Office:
-    return Office(f"sqlite:///{tmp_path}/jobs.db", rules)
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory) -> Iterator[str]:
+    """The address of a server of its own, without the database's name."""
+    if shutil.which("initdb") is None:
+        pytest.skip("PostgreSQL's initdb is not on the path")
+    folder = Path(tempfile.mkdtemp(prefix="ledger-"))  # its socket's path must be short
+    user = {"user": "nobody"} if os.getuid() == 0 else {}  # it refuses to run as root
+    if user:
+        shutil.chown(folder, "nobody")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(*command: str) -> None:
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+    run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "stillhouse")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    run("pg_ctl", "-D", str(folder / "data"), "-w", "-l", str(folder / "log"), "-o", options, "start")
+    yield f"postgresql+psycopg://stillhouse@127.0.0.1:{port}"
+    run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def office(request, tmp_path, rules) -> Iterator[Office]:
+    """On a new database, of each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/jobs.db"
+    else:
+        server, name = request.getfixturevalue("postgresql"), f"ledger_{uuid.uuid4().hex}"
+        engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        engine.dispose()
+        url = f"{server}/{name}"
+    office = Office(url, rules)
+    yield office
+    office.database.close()
