@@ -60,9 +60,9 @@ def measure() -> Section:
     share = jobs_rate / requests_rate
     return Section(
         name="Training jobs",
-        about=f"{FILED} jobs on {TRAINERS} trainers against the same requests sent one after the other by as many "
-        f"synchronous clients as there are trainers; a ledger of {LISTED:,} jobs in SQLite; {READERS} WebSockets "
-        "on one job. Clients, trainers and service share the machine.",
+        about=f"{FILED} jobs on {TRAINERS} trainers, against the same requests from as many synchronous "
+        f"clients as there are trainers; a ledger of {LISTED:,} jobs in SQLite; {READERS} WebSockets on one job. "
+        "Clients, trainers and service share the machine.",
         packages=("ray", "sqlalchemy"),
         started_load=load,
         tables=(

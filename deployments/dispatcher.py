@@ -118,6 +118,7 @@ class Dispatcher:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ledger")
         self._calls: dict[str, asyncio.Task[None]] = {}
         self._workers: dict[str, str] = {}
+        self._busy: set[str] = set()  # calls whose trainer has a job
         self._progress: dict[str, Progress] = {}
         self._versions = 0
         self._news: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
@@ -247,7 +248,11 @@ class Dispatcher:
     async def claim(self, worker: str, wake: str) -> Assignment | None:
         """The next job for a worker that was woken by a call."""
         self._workers[wake] = worker
-        return await self._blocking(self._ledger.claim, worker)
+        self._busy.discard(wake)
+        assignment = await self._blocking(self._ledger.claim, worker)
+        if assignment is not None and wake in self._calls:
+            self._busy.add(wake)
+        return assignment
 
     async def report(self, job_id: str, attempt: int, report: Report) -> Verdict:
         verdict = await self._blocking(self._ledger.report, job_id, attempt, report)
@@ -283,7 +288,7 @@ class Dispatcher:
         self._unfilled.set()
 
     async def _fill(self) -> None:
-        """Keeps as many trainers called as jobs wait, for ever."""
+        """Keeps as many trainers called as jobs wait, beside those that have one, for ever."""
         while True:
             await self._unfilled.wait()
             self._unfilled.clear()
@@ -292,7 +297,8 @@ class Dispatcher:
             except StillhouseError:
                 log.exception("the ledger does not say what waits; it is asked again")
                 continue
-            for _ in range(min(waiting, self._pool.capacity()) - len(self._calls)):
+            wanted = min(waiting + len(self._busy), self._pool.capacity())
+            for _ in range(wanted - len(self._calls)):
                 wake = str(uuid.uuid4())
                 self._calls[wake] = asyncio.create_task(self._call(wake))
 
@@ -306,6 +312,7 @@ class Dispatcher:
             await self._lost(wake)
         finally:
             del self._calls[wake]
+            self._busy.discard(wake)
             self._workers.pop(wake, None)
             if took:  # else nothing may start before something changes
                 self._unfilled.set()
