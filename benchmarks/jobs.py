@@ -61,8 +61,8 @@ def measure() -> Section:
     return Section(
         name="Training jobs",
         about=f"{FILED} jobs on {TRAINERS} trainers, against the same requests from as many synchronous "
-        f"clients as there are trainers; a ledger of {LISTED:,} jobs in SQLite; {READERS} WebSockets on one job. "
-        "Clients, trainers and service share the machine.",
+        f"clients as there are trainers; a ledger of {LISTED:,} jobs in SQLite; {READERS} WebSockets on "
+        "one job. Clients, trainers and service share the machine.",
         packages=("ray", "sqlalchemy"),
         started_load=load,
         tables=(

@@ -141,10 +141,15 @@ class Ledger:
         """The next job for a worker, which runs from now on; None where none may start.
 
         The highest priority first, then the one that has waited longest; owners with as many running jobs as
-        they may are passed over.
+        they may are passed over. A worker that asks again without having ended its job gets the same one: it
+        did not hear the answer.
         """
 
         def work(connection: Connection) -> Job | None:
+            held = (t.jobs.c.state == JobState.RUNNING) & (t.jobs.c.worker == worker)
+            again = connection.execute(select(t.jobs).where(held)).mappings().first()
+            if again is not None and executor == "ray":
+                return Job.of(again)
             row = connection.execute(self._next(executor)).mappings().first()
             if row is None:
                 return None

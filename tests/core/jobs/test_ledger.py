@@ -56,14 +56,25 @@ def test_higher_priority_goes_first_and_then_who_waited_longest(office):
     assert claimed == ["job-2", "job-4", "job-1", "job-3"]
 
 
+def test_worker_that_did_not_hear_its_answer_gets_the_same_job_again(office):
+    office.file()
+    office.file()
+    first = office.ledger.claim("w1")
+    assert office.ledger.claim("w1") == first
+    office.ledger.complete("job-1", 1, {})
+    assert office.ledger.claim("w1").job_id == "job-2"
+
+
 def test_many_workers_that_claim_at_once_get_different_jobs(office, rules):
     for number in range(20):
         office.file(owner=f"owner {number}")
     got: list[str] = []
 
     def work(worker: int) -> None:
-        while (assignment := office.ledger.claim(f"w{worker}")) is not None:
-            got.append(assignment.job_id)
+        for number in range(20):
+            assignment = office.ledger.claim(f"w{worker}-{number}")
+            if assignment is not None:
+                got.append(assignment.job_id)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
     for thread in threads:
