@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import math
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Final, Protocol, cast
 
+from core.architecture import design
+from core.contract import TrainRequest
 from core.contract.validation import DISTILL_FIELDS, TRAIN_FIELDS
-from core.contract.violations import violations
+from core.contract.violations import requested, violations
 from core.errors import (
+    ConfigurationError,
     DatasetError,
     DataTargetError,
     HiddenConfigError,
@@ -18,6 +22,7 @@ from core.errors import (
     StillhouseError,
     ValidationError,
 )
+from core.estimate import training_need
 from core.jobs.callbacks import CallbackKind
 from core.jobs.inquiries import Wanted
 from core.jobs.orders import Order, parse_order, parse_retry, validation_error
@@ -28,6 +33,8 @@ from core.table import inspect_table
 from deployments.dispatcher import Filed, News
 from deployments.lookups import World
 from deployments.origin import Origin
+
+ASSUMED_BATCH: Final = 256
 
 
 class Jobs(Protocol):
@@ -160,7 +167,7 @@ class JobDesk:
         try:
             order = parse_order(body, kind)
             self._check_possible(order)
-        except (ValidationError, HiddenConfigError) as error:
+        except (ValidationError, ConfigurationError) as error:
             return DryRun([error], [], None)
         errors: list[StillhouseError] = []
         if order.payload.get("target_column") is None:
@@ -175,7 +182,7 @@ class JobDesk:
         target = order.payload.get("target_column")
         if target is not None and target not in names:
             errors.append(DatasetError(f"The data has no column {target!r:.40}.", field="target_column"))
-        return DryRun(errors, list(order.warnings), dataset)
+        return DryRun(errors, list(order.warnings), dataset, estimate_of(order, dataset))
 
     def _check_possible(self, order: Order) -> None:
         """Raises HiddenConfigError for what this service is not configured for."""
@@ -209,6 +216,38 @@ class JobDesk:
         info = inspect_table(self._world.opener(source), source.format)  # type: ignore[arg-type]
         columns = [asdict(column) for column in info.columns]
         return {"name": source.label, "format": source.format, "rows": info.rows, "columns": columns}
+
+
+def estimate_of(order: Order, dataset: Mapping[str, object]) -> Mapping[str, object] | None:
+    """What a training will take at least, as far as it can be told before the data is read.
+
+    Returns:
+        Bytes on the device for a table whose columns are numbers (texts become more than one each), and
+        steps, epochs that early stopping may save included; None for a student, whose teacher decides.
+    """
+    request = requested(order.kind, order.payload)
+    rows, columns = dataset["rows"], dataset["columns"]
+    if not isinstance(request, TrainRequest) or not isinstance(rows, int) or not isinstance(columns, list):
+        return None
+    train_rows, batch_size = math.ceil(rows * (1 - request.test_size)), request.batch_size or ASSUMED_BATCH
+    architecture = design(
+        request.training_mode,
+        inputs=max(1, len(columns) - 1 - len(request.exclude_columns)),
+        outputs=2,
+        hidden_dim=request.hidden_dim,
+        num_hidden_layers=request.num_hidden_layers,
+        dropout=request.dropout,
+        classification=request.task != "regression",
+    )
+    need = training_need(
+        architecture,
+        rows=rows,
+        train_rows=max(1, train_rows),
+        batch_size=batch_size,
+        watched=request.early_stopping_patience > 0,
+        on_cuda=False,
+    )
+    return {"memory_bytes": need.total, "steps": request.epochs * math.ceil(train_rows / batch_size)}
 
 
 def job_id_of(origin: Origin, payload: Mapping[str, object]) -> str:

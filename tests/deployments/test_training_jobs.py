@@ -562,6 +562,10 @@ async def test_dry_run_lists_what_is_wrong_and_makes_nothing(client):
     dataset = await upload(client)
     good = (await client.post(f"{JOBS}/validate", json=QUICK | {"dataset_id": dataset})).json()
     assert (good["valid"], good["errors"], good["dataset"]["rows"] > 0) == (True, [], True)
+    assert good["estimate"]["steps"] == QUICK["epochs"]
+    assert good["estimate"]["memory_bytes"] > 4 * good["dataset"]["rows"]
+    mode = (await client.post(f"{JOBS}/validate", json={"dataset_id": "d", "training_mode": "x"})).json()
+    assert [found["code"] for found in mode["errors"]] == ["INVALID_MODEL"]
     bad = (await client.post(f"{JOBS}/validate", json={"epochs": 0, "batch_size": 1})).json()
     assert {found["param"] for found in bad["errors"]} == {"epochs", "batch_size", "dataset_id"}
     absent = await client.post(f"{JOBS}/validate", json={"dataset_id": dataset, "target_column": "nope"})
