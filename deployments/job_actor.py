@@ -166,7 +166,7 @@ class JobsClient:
             jobs.name,
             settings.registry.namespace,
             wanted,
-            {"num_cpus": 0.05, **on_head},
+            {"num_cpus": 0, **on_head},
         )
 
     async def create(self, new: NewJob) -> Filed:
