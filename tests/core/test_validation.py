@@ -577,7 +577,7 @@ def test_unknown_modes_are_refused_with_the_known_ones(kind, mode):
     assert len(caught.value.message) < 100
 
 
-@pytest.mark.parametrize(("given", "nearest"), [("mlp", "mlp_dense"), ("tabnet", "tabresnet")])
+@pytest.mark.parametrize(("given", "nearest"), [("mlp_dens", "mlp_dense"), ("tabnet", "tabresnet")])
 def test_unknown_mode_is_told_the_nearest_first(given, nearest):
     with pytest.raises(TrainingModeError, match=f"training_mode must be {nearest} or another of /docs"):
         train(training_mode=given)

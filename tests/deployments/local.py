@@ -287,6 +287,10 @@ def failed(response: httpx.Response, status: int, code: str):
         assert body.keys() == {"status", "error"}
         assert body["status"] == "error"
         return body["error"]
+    if response.request.url.path.startswith("/api/v1/training-jobs"):
+        assert body.keys() == {"error"}
+        assert body["error"]["code"] == code
+        return body["error"]["message"]
     assert body.keys() == {"detail"}
     return body["detail"]
 
