@@ -1,7 +1,6 @@
 """Jobs followed live: one call to the dispatcher serves all who follow the same job here."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -18,11 +17,19 @@ News = Event | Progress
 class _Follower:
     """What one reader has not taken yet: every event, but of progress only the latest."""
 
-    events: deque[Event] = field(default_factory=deque)
-    progress: Progress | None = None
+    events: list[Event] = field(default_factory=list)
+    progress: tuple[int, Progress] | None = None  # behind the number of the event that it followed
     ended: bool = False
     error: StillhouseError | None = None
     heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self) -> list[News]:
+        """All that waits, in the order in which it happened."""
+        (events, self.events), (progress, self.progress) = (self.events, []), (self.progress, None)
+        if progress is None:
+            return [*events]
+        place, latest = progress
+        return [*(e for e in events if e.seq <= place), latest, *(e for e in events if e.seq > place)]
 
 
 class JobFeed:
@@ -50,15 +57,13 @@ class JobFeed:
                     yield event
             while True:
                 follower.heard.clear()
-                while follower.events:
-                    event = follower.events.popleft()
-                    if event.seq > last:
-                        last = event.seq
-                        yield event
-                        over = over or event.type in TERMINAL
-                progress, follower.progress = follower.progress, None
-                if progress is not None and not over:  # the end says all that it would
-                    yield progress
+                for item in follower.take():
+                    if isinstance(item, Progress):
+                        if not over:  # the end says all that it would
+                            yield item
+                    elif item.seq > last:
+                        last, over = item.seq, over or item.type in TERMINAL
+                        yield item
                 if follower.error is not None:
                     raise follower.error
                 if follower.ended and not follower.events:
@@ -97,9 +102,11 @@ class _Topic:
                 news = await self._jobs.follow(self.job_id, None, seq, version)
                 seq = news.events[-1].seq if news.events else seq
                 version = news.progress.version if news.progress else version
+                place = min([seq, *(event.seq - 1 for event in news.events if _ends(event))])
                 for follower in self.followers:
                     follower.events.extend(news.events)
-                    follower.progress = news.progress or follower.progress
+                    if news.progress is not None:
+                        follower.progress = place, news.progress
                     follower.ended = news.ended
                     follower.heard.set()
                 if news.ended:
@@ -108,3 +115,8 @@ class _Topic:
             for follower in self.followers:
                 follower.error = error
                 follower.heard.set()
+
+
+def _ends(event: Event) -> bool:
+    """No progress comes after it."""
+    return event.type in TERMINAL or event.data.get("new") in TERMINAL
