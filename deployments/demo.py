@@ -62,7 +62,7 @@ def running_service(folder: Path, **arguments: Mapping[str, object]) -> Iterator
     config, port = folder / "serve_config.yaml", _free_port()
     config.write_text(yaml.safe_dump(_configured(folder, port, arguments)))
     log = folder / "service.log"
-    command = [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(config)]
+    command = [sys.executable, "-m", "stillhouse", "up", "--address", "local", "--config", str(config)]
     say(f"Starting Ray and the service on http://127.0.0.1:{port} …")
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603  # our own command

@@ -3,8 +3,9 @@
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -22,6 +23,7 @@ from deployments.proxy import ENVIRONMENT
 log = logging.getLogger(__name__)
 
 ASK_EVERY_S: Final = 1.0
+SERVE_NAMESPACE: Final = "serve"
 LOG: Final = "its log is above, and below session_latest/logs in Ray's folder, /tmp/ray if none was set"
 
 
@@ -46,13 +48,25 @@ def run_in_foreground(configuration: Configuration, address: str | None, say: Ca
     os.environ.update(ENVIRONMENT)  # Ray's processes inherit it
     watch = _Watch(configuration, say)
     threading.Thread(target=watch.run, daemon=True).start()
-    place: Sequence[str] = () if address is None else ("--address", address)
     try:
-        stay(lambda: cli.main(["run", *place, str(configuration.path)], standalone_mode=False))
+        stay(lambda: _serve(configuration, address))
     finally:
         watch.stopped.set()
     if watch.failure is not None:
         raise StartError(watch.failure)
+
+
+def _serve(configuration: Configuration, address: str | None) -> None:
+    """``serve run`` of the file, to its end.
+
+    Serve is started before, as the file has it: ``serve run`` passes over the ``logging_config`` of Serve
+    itself, and by default that logs the arguments of applications, with all paths and secrets in them.
+    """
+    deploy = configuration.deploy
+    sys.path.insert(0, ".")  # as serve run does, before workers learn where modules are
+    ray.init(address=address, namespace=SERVE_NAMESPACE)
+    serve.start(deploy.proxy_location, deploy.http_options.model_dump(), logging_config=deploy.logging_config)
+    cli.main(["run", str(configuration.path)], standalone_mode=False)
 
 
 def stay(run: Callable[[], object]) -> None:

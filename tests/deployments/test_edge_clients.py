@@ -2,13 +2,9 @@
 
 import re
 import socket
-import threading
-from importlib import resources
 
-import fakeredis
 import httpx
 import pytest
-import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +23,7 @@ from tests.deployments.local import (
     settings_in,
     strict_json,
 )
+from tests.deployments.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
 PROXY, PEER = "10.0.0.1", "203.0.113.7"
@@ -254,20 +251,8 @@ async def test_no_limit_is_no_limit(tmp_path, open_client):
 
 @pytest.fixture
 def redis_url():
-    """A server behind a real socket.
-
-    It knows the scripts of the limits library from the start: unlike Redis it hangs up on those it does not.
-    """
-    server = fakeredis.TcpFakeServer(("127.0.0.1", 0), server_type="redis")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    with redis.Redis(port=server.server_address[1]) as client:
-        for script in (resources.files("limits") / "resources/redis/lua_scripts").iterdir():
-            client.script_load(script.read_bytes())
-    yield f"redis://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+    with redis_server() as url:
+        yield url
 
 
 async def test_two_services_share_their_counts_over_redis(tmp_path, open_client, redis_url):

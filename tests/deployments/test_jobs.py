@@ -117,7 +117,7 @@ async def test_body_that_is_no_json_object_is_400_before_anything_else(settings,
     async with connect(local_service(settings, trainer=WithoutTorch)) as client:
         response = await client.post(route, content=body, headers={"content-type": "application/json"})
     message = failed(response, 400, "MALFORMED_BODY")
-    assert "JSON" in message
+    assert "JSON" in message or "nested at most 200 deep" in message
     assert len(message) < 120
 
 
@@ -362,19 +362,20 @@ async def test_expired_teacher_run_is_404_and_using_one_keeps_it_alive(settings,
 
 async def test_lookup_of_a_teacher_run_holds_no_thread_and_speaks_at_its_turn(client, service, monkeypatch):
     async def lost(run_id):
-        assert not service.validating
+        assert service.validated
         raise ServiceUnavailableError("The registry does not answer.")
 
     def validated(*arguments):
-        service.validating = True
-        return validate(*arguments)
+        request = validate(*arguments)
+        service.validated = True
+        return request
 
-    service.validating, validate = False, service._validated
+    service.validated, validate = False, service._validated
     monkeypatch.setattr(service, "get_run", lost)
     monkeypatch.setattr(service, "_validated", validated)
     payload = QUICK_STUDENT | {"dataset_id": await upload(client), "teacher_run_id": "r"}
     failed(await client.post(DISTILL, json=payload | {"epochs": -1}), 400, "INVALID_PARAMETER")
-    service.validating = False
+    assert not service.validated
     failed(await client.post(DISTILL, json=payload), 503, "SERVICE_UNAVAILABLE")
 
 
