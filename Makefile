@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test chaos bench lint format clean
+.PHONY: help demo up test proofs chaos bench lint format clean
 
 help:  ## What there is to make
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -22,8 +22,11 @@ demo: $(READY)  ## Train, distil and predict on a real table, on a cluster start
 up: $(READY)  ## Start the service and stay: http://127.0.0.1:8000/docs
 	$(BIN)/stillhouse up
 
-test: $(READY)  ## All tests, on a real local cluster where they need one
+test: $(READY)  ## The tests, on a real local cluster where they need one
 	$(BIN)/python -m pytest
+
+proofs: $(READY)  ## The longer tests on live clusters, which make test leaves out
+	$(BIN)/python -m pytest -m proof
 
 chaos: $(READY)  ## Kill trainers at random under load for two minutes
 	CHAOS_SECONDS=120 $(BIN)/python -m pytest tests/cluster/test_chaos.py

@@ -20,7 +20,7 @@ from deployments.settings import Settings
 from deployments.trainer import Trainer
 from tests.cluster.conftest import free_port
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.proof, pytest.mark.timeout(600)]
 KEYS = {"key": "testing", "secret": "testing"}
 CSV = b"a,kind\n" + b"1,oak\n2,ash\n" * 40
 

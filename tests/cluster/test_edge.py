@@ -21,7 +21,7 @@ import pytest
 from deployments.demo import running_service
 from tests.deployments.redis_server import redis_server
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.proof, pytest.mark.timeout(600)]
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01"}
 READS, TRAININGS = 20, 5

@@ -282,6 +282,7 @@ def test_socket_of_an_unknown_job_is_closed_with_the_reason(service) -> None:
     assert (socket.close_code, "nope" in socket.close_reason) == (1008, True)
 
 
+@pytest.mark.proof
 def test_cluster_that_is_started_again_goes_on_with_its_jobs(tmp_path: Path) -> None:
     jobs = {"database_url": f"sqlite:///{tmp_path}/jobs.db", "checkpoint_every_s": 0.3, "lost_after_s": 4}
     rows = [f"{n % 13},{n % 7},{'ab'[n % 3 == 0]}" for n in range(2000)]
