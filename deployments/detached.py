@@ -2,31 +2,38 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError
 
 from core.errors import ServiceUnavailableError, StillhouseError, UnexpectedError
-from core.resilience import Caller, RetryPolicy
+from core.resilience import Breaker, Caller
 
 log = logging.getLogger(__name__)
 
-RESTARTING: Final = RetryPolicy(attempts=40, first_wait_s=0.2, max_wait_s=1, deadline_s=20)
-"""An actor that was lost is started again in a second or two."""
 Actor = TypeVar("Actor")
 Result = TypeVar("Result")
 
 
+class Versioned(Protocol):
+    """A configuration of an actor: two that are not equal cannot serve the same application."""
+
+    @property
+    def protocol_version(self) -> int: ...
+
+
 class Detached(Generic[Actor]):
-    """One named actor of a class, whoever asks for it first starts it.
+    """One named actor of a class; whoever asks for it first starts it.
 
     Args:
         name, namespace: Of the actor in the cluster.
-        wanted: Its one argument, with a ``protocol_version``; it answers ``configuration()`` with what it was
-            started with. A running one of another configuration is replaced, unless it is newer.
+        wanted: Its one argument, with a ``protocol_version``. A running one of another configuration is
+            replaced, unless it is newer; nothing that it keeps outside of its process is lost.
         options: Of Ray.
+        caller: How long it is waited for: an actor that was lost is started again in a second or two.
+        configuration_of: What a running one was started with.
     """
 
     def __init__(
@@ -34,14 +41,19 @@ class Detached(Generic[Actor]):
         actor_class: type[Actor],
         name: str,
         namespace: str,
-        wanted: Any,  # noqa: ANN401  # a frozen dataclass that the actor knows
+        wanted: Versioned,
         options: Mapping[str, object],
-        policy: RetryPolicy = RESTARTING,
+        caller: Caller,
+        configuration_of: Callable[["ActorHandle[Actor]"], Awaitable[Versioned]],
     ) -> None:
         self._class, self._name, self._namespace = actor_class, name, namespace
         self._wanted, self._options = wanted, options
+        self._caller, self._configuration_of = caller, configuration_of
         self._actor: ActorHandle[Actor] | None = None
-        self._caller = Caller(name, policy)
+
+    @property
+    def breaker(self) -> Breaker | None:
+        return self._caller.breaker
 
     async def call(self, call: Callable[["ActorHandle[Actor]"], Awaitable[Result]]) -> Result:
         """The actor's answer, or the error that it raised.
@@ -59,12 +71,13 @@ class Detached(Generic[Actor]):
             except (RayActorError, ObjectLostError) as error:
                 self._actor = None
                 raise ServiceUnavailableError(
-                    "Part of the service does not answer: try again shortly.", service=self._name
+                    f"The {self._caller.service} does not answer: try again shortly.",
+                    service=self._caller.service,
                 ) from error
             except ray.exceptions.RayTaskError as error:
                 if isinstance(error.cause, StillhouseError):
                     return error.cause
-                log.exception("%s failed", self._name)
+                log.exception("the %s failed", self._caller.service)
                 return UnexpectedError(original=error.cause)
 
         result = await self._caller.call(attempt)
@@ -74,7 +87,7 @@ class Detached(Generic[Actor]):
 
     async def _connect(self) -> "ActorHandle[Actor]":
         actor = self._get_or_create()
-        running = await cast("Any", actor).configuration.remote()
+        running = await self._configuration_of(actor)
         if running.protocol_version > self._wanted.protocol_version:
             raise ray.exceptions.ActorUnavailableError(
                 "a newer actor runs: this replica is on its way out", None

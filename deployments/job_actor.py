@@ -3,12 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import ray
 from ray import serve
+from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
@@ -18,6 +19,7 @@ from core.jobs.inquiries import Wanted
 from core.jobs.moves import Rules
 from core.jobs.records import Assignment, Checkpoint, Event, Job, NewJob, Report, Verdict
 from core.paging import Page
+from core.resilience import POLICIES, Caller, Integration
 from deployments.addresses import checked_transport
 from deployments.detached import Detached
 from deployments.dispatcher import Dispatcher, Filed, News
@@ -167,6 +169,8 @@ class JobsClient:
             settings.registry.namespace,
             wanted,
             {"num_cpus": 0, **on_head},
+            Caller("dispatcher of jobs", replace(POLICIES[Integration.REGISTRY], breaker=None)),
+            _configuration_of,
         )
 
     async def create(self, new: NewJob) -> Filed:
@@ -240,3 +244,8 @@ class JobsClient:
 
     async def fail(self, job_id: str, attempt: int, error: StillhouseError) -> Verdict:
         return await self._detached.call(lambda actor: actor.fail.remote(job_id, attempt, error))
+
+
+async def _configuration_of(actor: "ActorHandle[DispatcherActor]") -> JobsConfiguration:
+    configuration: JobsConfiguration = await actor.configuration.remote()
+    return configuration

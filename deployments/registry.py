@@ -5,19 +5,15 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError
 
 from core.errors import (
     RunNotFoundError,
-    ServiceUnavailableError,
-    StillhouseError,
     StorageError,
-    UnexpectedError,
 )
 from core.idempotency import IdempotencyKeys, StoredAnswer
 from core.paging import Page
@@ -25,6 +21,7 @@ from core.registry_index import RegistryIndex, RunEntry
 from core.resilience import POLICIES, Breaker, Caller, Integration
 from core.saved_models import exists_error, model_path
 from core.storage import Storage
+from deployments.detached import Detached
 from deployments.instruments import telemetry
 from deployments.origin import Origin
 from deployments.settings import Settings, TelemetrySettings
@@ -300,13 +297,20 @@ class RegistryClient:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._actor: ActorHandle[BundleRegistry] | None = None
-        self._caller = Caller("registry", POLICIES[Integration.REGISTRY])
+        registry = settings.registry
+        self._detached: Detached[RegistryActor] = Detached(
+            RegistryActor,
+            registry.name,
+            registry.namespace,
+            RegistryConfiguration.of(settings),
+            {"num_cpus": 0.05},
+            Caller("registry", POLICIES[Integration.REGISTRY]),
+            _configuration_of,
+        )
 
     @property
     def breaker(self) -> Breaker | None:
-        return self._caller.breaker
+        return self._detached.breaker
 
     async def store(self, entry: RunEntry, file: bytes, origin: Origin | None = None) -> RunEntry:
         reference = ray.put(np.frombuffer(file, np.uint8))
@@ -325,7 +329,7 @@ class RegistryClient:
         return (await self._fetch(run_id, "read"))[1]
 
     async def _fetch(self, run_id: str, how: Literal["use", "read"]) -> tuple[RunEntry, memoryview]:
-        async def fetch(actor: ActorHandle[BundleRegistry]) -> tuple[RunEntry, memoryview]:
+        async def fetch(actor: ActorHandle[RegistryActor]) -> tuple[RunEntry, memoryview]:
             found = await getattr(actor, how).remote(run_id)
             if found is None:
                 raise run_not_found(run_id)
@@ -378,57 +382,13 @@ class RegistryClient:
     async def release_key(self, name: str, holder: str) -> None:
         await self._call(lambda actor: actor.release_key.remote(name, holder))
 
-    async def _call(self, call: Callable[["ActorHandle[BundleRegistry]"], Awaitable[Result]]) -> Result:
-        async def attempt() -> Result | StillhouseError:
-            """What the actor raised is returned: it answered, so there is nothing to try again."""
-            try:
-                if self._actor is None:
-                    self._actor = await self._connect()
-                return await call(self._actor)
-            except (RayActorError, ObjectLostError) as error:
-                self._actor = None
-                raise ServiceUnavailableError(
-                    "The registry of runs does not answer: try again shortly."
-                ) from error
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, StillhouseError):
-                    return error.cause
-                log.exception("the registry failed")
-                return UnexpectedError(original=error.cause)
+    async def _call(self, call: Callable[["ActorHandle[RegistryActor]"], Awaitable[Result]]) -> Result:
+        return await self._detached.call(call)
 
-        result = await self._caller.call(attempt)
-        if isinstance(result, StillhouseError):
-            raise result
-        return cast("Result", result)
 
-    async def _connect(self) -> "ActorHandle[BundleRegistry]":
-        """The running actor, or a new one where none runs or an outdated one does; no run is lost."""
-        wanted = RegistryConfiguration.of(self._settings)
-        actor = self._get_or_create(wanted)
-        running = (await actor.status.remote()).configuration
-        if running.protocol_version > wanted.protocol_version:
-            raise ray.exceptions.ActorUnavailableError(
-                "a newer registry runs: this replica is on its way out", None
-            )
-        if running != wanted:
-            log.warning("replacing a registry of another configuration or version")
-            ray.kill(actor, no_restart=True)
-            raise ray.exceptions.ActorUnavailableError("the registry is being replaced", None)
-        return actor
-
-    def _get_or_create(self, configuration: RegistryConfiguration) -> "ActorHandle[BundleRegistry]":
-        registry = self._settings.registry
-        actor_class = ray.remote(RegistryActor).options(
-            name=registry.name,
-            namespace=registry.namespace,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=0,
-            num_cpus=0.05,
-            max_concurrency=1000,
-        )
-        return cast("ActorHandle[BundleRegistry]", actor_class.remote(configuration))
+async def _configuration_of(actor: "ActorHandle[RegistryActor]") -> RegistryConfiguration:
+    status: RegistryStatus = await actor.status.remote()
+    return status.configuration
 
 
 def run_not_found(run_id: str) -> RunNotFoundError:

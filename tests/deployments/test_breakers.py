@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from core.errors import CircuitOpenError, RunNotFoundError, ServiceUnavailableError, StorageError
 from core.resilience import POLICIES, Breaker, BreakerPolicy, Caller, Integration
 from deployments.breakers import Breakers
+from deployments.detached import Detached
 from deployments.registry import BundleRegistry, RegistryClient, RegistryConfiguration
 from tests.deployments.local import (
     PREDICT,
@@ -76,15 +77,14 @@ async def test_failing_at_a_request_is_not_counted_against_predictors(service, c
     assert service.breakers["predictor"].state == "closed"
 
 
-class AbsentRegistry(RegistryClient):
-    """A client whose actor is gone, for as many attempts as told."""
+class AbsentActor(Detached):
+    """Is not there for so many attempts to reach it, then for good; waiting takes no time."""
 
-    def __init__(self, settings, actor) -> None:
-        super().__init__(settings)
-        self.clock, self.absent, self._there = Clock(), 10**9, actor
-        self._caller = Caller(
-            "registry", POLICIES[Integration.REGISTRY], clock=self.clock, sleep=self._wait, draw=lambda: 0.0
-        )
+    def __init__(self, there: LocalHandle) -> None:
+        self.clock, self.absent, self._there = Clock(), 10**9, there
+        policy = POLICIES[Integration.REGISTRY]
+        caller = Caller("registry", policy, clock=self.clock, sleep=self._wait, draw=lambda: 0.0)
+        super().__init__(BundleRegistry, "registry", "tests", None, {}, caller, None)
 
     async def _wait(self, seconds) -> None:
         self.clock.now += seconds
@@ -95,6 +95,9 @@ class AbsentRegistry(RegistryClient):
             raise ActorDiedError
         return self._there
 
+    def lose(self, attempts: int) -> None:
+        self._actor, self.absent = None, attempts
+
 
 @pytest.fixture
 def actor(tmp_path) -> LocalHandle:
@@ -103,30 +106,34 @@ def actor(tmp_path) -> LocalHandle:
 
 
 @pytest.fixture
-def registry(tmp_path, actor) -> AbsentRegistry:
-    return AbsentRegistry(settings_in(tmp_path), actor)
+def registry(tmp_path, actor) -> RegistryClient:
+    client = RegistryClient(settings_in(tmp_path))
+    client._detached = AbsentActor(actor)
+    return client
 
 
 async def test_registry_that_stays_away_is_spared_and_found_again(registry):
     for _ in range(5):
         with pytest.raises(ServiceUnavailableError, match="registry"):
             await registry.status()
-    attempts = registry.absent
+    absence = registry._detached
+    attempts = absence.absent
     with pytest.raises(CircuitOpenError) as caught:
         await registry.status()
     assert caught.value.details == {"service": "registry", "retry_after": pytest.approx(15)}
-    assert registry.absent == attempts
-    registry.clock.now += 15
-    registry.absent = 3  # the probe outlasts these
+    assert absence.absent == attempts
+    absence.clock.now += 15
+    absence.lose(3)  # the probe outlasts these
     assert (await registry.status()).items == 0
     assert registry.breaker.state == "closed"
 
 
 async def test_restarts_and_refusals_of_the_registry_are_no_failures(registry):
     for _ in range(10):
-        registry._actor, registry.absent = None, 8
+        registry._detached.lose(8)
         with pytest.raises(RunNotFoundError):
             await registry.peek("none")
+        assert registry._detached.absent < 0, "it was not waited for"
     assert registry.breaker.state == "closed"
 
 
@@ -144,7 +151,7 @@ async def looked(breakers: Breakers, registry: RegistryClient) -> None:
 
 
 async def test_reset_reaches_replicas_that_look_and_is_done_once(registry):
-    registry.absent = 0
+    registry._detached.absent = 0
     trainer, storage = opened("trainer"), opened("storage")
     here, there = Breakers(opened("trainer")), Breakers(trainer, storage, None)
     await looked(there, registry)
@@ -159,7 +166,7 @@ async def test_reset_reaches_replicas_that_look_and_is_done_once(registry):
 
 
 async def test_replica_that_starts_later_does_not_obey_what_was_before(registry):
-    registry.absent = 0
+    registry._detached.absent = 0
     await Breakers(opened("trainer")).reset("trainer", registry)
     late = Breakers(opened("trainer"))
     await looked(late, registry)
@@ -167,13 +174,13 @@ async def test_replica_that_starts_later_does_not_obey_what_was_before(registry)
 
 
 async def test_reset_after_a_restart_of_the_registry_is_obeyed(registry, tmp_path):
-    registry.absent = 0
+    registry._detached.absent = 0
     there = Breakers(opened("trainer"))
     await looked(there, registry)
     await Breakers(opened("trainer")).reset("trainer", registry)
     await looked(there, registry)
     configuration = RegistryConfiguration.of(settings_in(tmp_path))
-    registry._actor = LocalHandle(BundleRegistry(configuration, put=LocalObject))
+    registry._detached._actor = LocalHandle(BundleRegistry(configuration, put=LocalObject))
     await looked(there, registry)
     with pytest.raises(OSError, match="again"), there.by_service["trainer"].guard():
         raise OSError("again")
