@@ -20,11 +20,13 @@ from deployments.routes.callbacks import callback_routes
 from deployments.routes.datasets import dataset_routes
 from deployments.routes.examples import EXAMPLE_CSV
 from deployments.routes.failures import with_problem
+from deployments.routes.job_history import job_history_routes
+from deployments.routes.job_sockets import training_job_sockets
 from deployments.routes.jobs import job_routes
 from deployments.routes.models import model_routes, run_routes
 from deployments.routes.predict import predict_routes
 from deployments.routes.system import error_pages, health_routes, system_routes
-from deployments.routes.training_jobs import training_job_routes, training_job_sockets
+from deployments.routes.training_jobs import training_job_routes
 from deployments.service import Service
 
 DESCRIPTION = """Trains PyTorch models on tables, distils them into small fast ones and serves them.
@@ -60,6 +62,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         model_routes(service),
         predict_routes(service),
         training_job_routes(service),
+        job_history_routes(service),
         callback_routes(service),
     ):
         app.include_router(router, prefix="/api/v1")

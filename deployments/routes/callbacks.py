@@ -27,17 +27,15 @@ from core.jobs.records import Verdict
 from core.jobs.states import JobState
 from deployments.edge.tokens import sent_token
 from deployments.routes.failures import READING, failures
+from deployments.routes.job_views import PATH
 from deployments.routes.jobs import read_object
 from deployments.service import Service
 
-_PATH: Final = "/api/v1/training-jobs"
 JobId = Annotated[str, Path(max_length=200)]
 _LEDGER: Final = (DatabaseError, DatabaseUnavailableError, ServiceUnavailableError, CircuitOpenError)
 _TOKEN: Final = (AuthenticationError, CallbackForeignError, JobNotFoundError, SchemaError, *_LEDGER)
-_TOLD: Final = failures(*_TOKEN, CallbackRejectedError, *READING, path=_PATH)
-_READ: Final = failures(
-    *_TOKEN, DatasetNotFoundError, DatasetError, DataTargetError, StorageError, path=_PATH
-)
+_TOLD: Final = failures(*_TOKEN, CallbackRejectedError, *READING, path=PATH)
+_READ: Final = failures(*_TOKEN, DatasetNotFoundError, DatasetError, DataTargetError, StorageError, path=PATH)
 _BODY: Final = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 }

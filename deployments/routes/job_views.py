@@ -7,13 +7,14 @@ from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
 from core.jobs.inquiries import Turn
-from core.jobs.records import Failure, Job
+from core.jobs.records import Event, Failure, Job
 from deployments.dialects import Asked, platform_error
 from deployments.dispatcher import Filed, Progress
 from deployments.edge.authentication import client_of, sees_all
 from deployments.job_desk import Visitor
 from deployments.job_events import as_time as as_time
 from deployments.job_events import event_view as event_view
+from deployments.job_feed import News
 
 PATH: Final = "/api/v1/training-jobs"
 
@@ -124,3 +125,8 @@ def created(filed: Filed, asked: Asked, status: int) -> Response:
     """The job, and where it can be found."""
     location = {"Location": f"{PATH}/{filed.job.job_id}"}
     return JSONResponse(job_view(filed.job, filed.turn, asked), status, location)
+
+
+def frame_of(job_id: str, seq: int, news: News, asked: Asked) -> dict[str, object]:
+    """One frame of a live reader."""
+    return event_view(news, asked) if isinstance(news, Event) else progress_view(job_id, seq, news)
