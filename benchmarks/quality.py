@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.report import Section, Table, Target, load_average
 from core.local import distill_model_from_file, train_model_from_file
-from core.pipeline import VALIDATION_SHARE
+from core.preparation import VALIDATION_SHARE
 from core.splits import split_rows
 from core.target import infer_target
 

@@ -21,27 +21,29 @@ from core.models import count_parameters, export_weights
 from core.pipeline import (
     Keeping,
     Outcome,
-    Prepared,
     Work,
     check_room,
-    count_rows,
-    dropped_warning,
-    encode,
     evaluate,
-    feature_columns,
-    listed,
-    load_rows,
     new_network,
-    place,
     run,
     schedule_of,
-    schema_of,
     settings_of,
-    split_of,
     time_warning,
     timings,
 )
 from core.prediction import as_prediction
+from core.preparation import (
+    Prepared,
+    count_rows,
+    dropped_warning,
+    encode,
+    feature_columns,
+    listed,
+    load_rows,
+    place,
+    schema_of,
+    split_of,
+)
 from core.schema import column_infos
 from core.table import Opener
 from core.target import encode_target

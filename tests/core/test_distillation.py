@@ -14,8 +14,9 @@ from core.distillation import Teacher, student_architecture
 from core.errors import DatasetError, ParameterError, StillhouseError, TrainingStoppedError
 from core.losses import blend, cross_entropy, distillation_divergence, squared_error
 from core.models import count_parameters, load_network
-from core.pipeline import VALIDATION_SHARE, run
+from core.pipeline import run
 from core.prediction import Predictor
+from core.preparation import VALIDATION_SHARE
 from core.splits import split_rows
 from core.target import encode_target
 from core.training import outputs_of

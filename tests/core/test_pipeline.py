@@ -21,8 +21,9 @@ from core.errors import (
     TrainingStoppedError,
 )
 from core.forest import forest_outputs
-from core.pipeline import VALIDATION_SHARE, train
+from core.pipeline import train
 from core.prediction import Predictor
+from core.preparation import VALIDATION_SHARE
 from core.splits import split_rows
 from core.target import infer_target
 
