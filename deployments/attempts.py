@@ -23,6 +23,7 @@ from core.jobs.records import Assignment, Checkpoint, EpochMetrics, LogLine, Rep
 from core.jobs.snapshots import check_snapshot, take_snapshot
 from core.storage import Storage
 from core.table import Opener
+from deployments.callback_desk import Told
 from deployments.lookups import World
 
 log = logging.getLogger(__name__)
@@ -35,13 +36,10 @@ TOLD_WITHIN_S: Final = 600.0
 _EPOCH_FIELDS: Final = frozenset({"event", "epoch", "epochs"})
 
 
-class Ledger(Protocol):
-    """Who is told; see ``deployments.dispatcher``."""
+class JobSource(Told, Protocol):
+    """Gives out jobs and is told of them: the dispatcher."""
 
     async def claim(self, worker: str, wake: str) -> Assignment | None: ...
-    async def report(self, job_id: str, attempt: int, report: Report) -> Verdict: ...
-    async def complete(self, job_id: str, attempt: int, result: Mapping[str, object]) -> Verdict: ...
-    async def fail(self, job_id: str, attempt: int, error: StillhouseError) -> Verdict: ...
 
 
 class Attempt:
@@ -163,7 +161,7 @@ class Attempt:
 
 
 async def keep_telling(
-    attempt: Attempt, ledger: Ledger, end: Callable[[], None], done: asyncio.Event
+    attempt: Attempt, ledger: JobSource, end: Callable[[], None], done: asyncio.Event
 ) -> None:
     """Tells what there is every ``TELL_EVERY_S``, or beats; a ledger that fails never stops a training.
 
@@ -183,7 +181,7 @@ async def keep_telling(
             await asyncio.wait_for(done.wait(), TELL_EVERY_S)
 
 
-async def tell(attempt: Attempt, ledger: Ledger, report: Report) -> bool:
+async def tell(attempt: Attempt, ledger: JobSource, report: Report) -> bool:
     """Whether the attempt may go on."""
     job = attempt.assignment
     try:
@@ -236,7 +234,7 @@ def as_lost(error: StillhouseError, *, asked_to_end: bool) -> StillhouseError:
 
 
 @contextlib.asynccontextmanager
-async def told_meanwhile(attempt: Attempt, ledger: Ledger, end: Callable[[], None]) -> AsyncIterator[None]:
+async def told_meanwhile(attempt: Attempt, ledger: JobSource, end: Callable[[], None]) -> AsyncIterator[None]:
     """Keeps telling while the block runs, and once more at its end."""
     done = asyncio.Event()
     telling = asyncio.create_task(keep_telling(attempt, ledger, end, done))

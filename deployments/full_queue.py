@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import QueueFullError
+from deployments.preferences import prefers_async
 from deployments.refusals import send_error
 
 QUEUED: Final = ("/api/v1/train", "/api/v1/distill")
@@ -54,7 +55,8 @@ class FullQueue:
 
     So nobody is told what the edge would not have told them. After ``KNOWN_FOR_S`` a few requests pass to
     find out; all do when none of them was refused for ``DOUBTED_FOR_S``, or when a training ends, which
-    leaves a place. A request with an Idempotency-Key always passes: its answer may be kept.
+    leaves a place. A request with an Idempotency-Key always passes, for its answer may be kept, and so does
+    one that becomes a job, for it has a queue of its own.
 
     Requests pass ``APART_S`` apart, which is faster than Serve is. Without that, all of a burst were in its
     hands before the first was refused: of 200 the last was answered after 1.4 s.
@@ -80,7 +82,8 @@ class FullQueue:
         headers = Headers(scope=scope)
         caller = _Caller(scope["path"], tuple(headers.getlist("authorization")))
         async with self._door:
-            told = None if "idempotency-key" in headers else self._told.get(caller)
+            asks_anew = "idempotency-key" in headers or prefers_async(headers)
+            told = None if asks_anew else self._told.get(caller)
             is_refused = told is not None and told.holds(self._clock())
             if not is_refused:
                 await self._sleep(APART_S)

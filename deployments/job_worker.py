@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from core.errors import StillhouseError, TrainingStoppedError
 from core.jobs.records import Assignment
 from core.jobs.states import JobState
-from deployments.attempts import Attempt, Ledger, as_lost, insist, request_of, told_meanwhile
+from deployments.attempts import Attempt, JobSource, as_lost, insist, request_of, told_meanwhile
 from deployments.lookups import World
 from deployments.origin import Origin
 from deployments.registry import RegistryClient
@@ -44,7 +44,7 @@ class JobWorker:
         bench: Bench,
         world: World,
         registry: RegistryClient,
-        ledger: Ledger,
+        ledger: JobSource,
     ) -> None:
         self._name, self._bench, self._world = name, bench, world
         self._registry, self._ledger = registry, ledger

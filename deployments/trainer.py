@@ -24,7 +24,7 @@ from core.errors import (
 )
 from core.registry_index import RunEntry
 from core.teachers import read_teacher_path
-from deployments.attempts import Ledger
+from deployments.attempts import JobSource
 from deployments.breakers import Breakers
 from deployments.instruments import telemetry
 from deployments.job_actor import JobsClient
@@ -54,7 +54,7 @@ class Trainer:
     """Trains and distils. Constructed without PyTorch it answers every job with RuntimeUnavailableError."""
 
     def __init__(
-        self, settings: Settings, registry: RegistryClient | None = None, jobs: Ledger | None = None
+        self, settings: Settings, registry: RegistryClient | None = None, jobs: JobSource | None = None
     ) -> None:
         self.observer = telemetry(settings.telemetry, "trainer")
         self._settings = settings

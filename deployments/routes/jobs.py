@@ -49,6 +49,7 @@ from core.errors import (
 from core.exchange import parse_json
 from deployments.dialects import Asked, handler_answer, problem
 from deployments.edge.border import origin_of, route_path
+from deployments.preferences import prefers_async
 from deployments.routes.examples import distill_example, train_example
 from deployments.routes.failures import CREATING, Responses, failures
 from deployments.routes.job_views import created, visitor_of
@@ -113,7 +114,7 @@ def job_routes(service: Service, example_dataset: str) -> APIRouter:
         def failed(error: StillhouseError) -> None:
             service.observer.failed(error, request.scope, origin)
 
-        if _wants_a_job(request):
+        if prefers_async(request.headers):
             filed = await service.desk.create(await read_object(request), kind, visitor_of(request), origin)
             return created(filed, asked_by(request), 202)
         reports = service.run_job(kind, await read_object(request), origin)
@@ -153,12 +154,6 @@ async def read_object(request: Request) -> dict[str, object]:
     if not isinstance(payload, dict):
         raise MalformedBodyError(f"The body must be a JSON object, got {type(payload).__name__}.")
     return payload
-
-
-def _wants_a_job(request: Request) -> bool:
-    """RFC 7240: the answer may come before the work is done."""
-    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
-    return any(preference.partition(";")[0].strip() == "respond-async" for preference in preferences)
 
 
 class _EventStream(StreamingResponse):

@@ -118,6 +118,7 @@ async def test_training_that_ends_opens_the_queue_at_once(client, queue):
         (TRAIN, {"authorization": "Bearer wrong"}, 401),
         (TRAIN, {}, 503),
         (TRAIN, {**BEARER, "idempotency-key": "k"}, 503),
+        (TRAIN, {**BEARER, "prefer": "respond-async"}, 503),
         (DISTILL, BEARER, 503),
         (RUNS, BEARER, 204),
     ],
