@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -19,7 +20,7 @@ from deployments.edge import edge
 from deployments.routes.callbacks import callback_routes
 from deployments.routes.datasets import dataset_routes
 from deployments.routes.examples import EXAMPLE_CSV
-from deployments.routes.failures import with_problem
+from deployments.routes.failures import with_shapes
 from deployments.routes.job_history import job_history_routes
 from deployments.routes.job_sockets import training_job_sockets
 from deployments.routes.jobs import job_routes
@@ -55,7 +56,7 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         ],
     )
     example = f"csv-{hashlib.sha256(EXAMPLE_CSV.encode()).hexdigest()[:32]}"
-    for router in (
+    versioned = (
         job_routes(service, example),
         dataset_routes(service),
         run_routes(service),
@@ -64,16 +65,18 @@ def build_web_app(service: Service, *, behind_serve: bool = False) -> FastAPI:
         training_job_routes(service),
         job_history_routes(service),
         callback_routes(service),
-    ):
-        app.include_router(router, prefix="/api/v1")
-    app.include_router(training_job_sockets(service))
-    app.include_router(system_routes(service))
-    app.include_router(health_routes(service))
-    app.include_router(error_pages())
+    )
+    others = (training_job_sockets(service), system_routes(service), health_routes(service), error_pages())
+    app.state.templates = []
+    for prefix, routers in (("/api/v1", versioned), ("", others)):
+        for router in routers:
+            app.include_router(router, prefix=prefix)
+            documented = [r for r in router.routes if isinstance(r, APIRoute) and r.include_in_schema]
+            app.state.templates += [f"{prefix}{route.path_format}" for route in documented]
     app.add_exception_handler(HTTPException, _name_http_error)
     app.add_exception_handler(RequestValidationError, _name_schema_error)
     undocumented = app.openapi
-    app.openapi = lambda: with_problem(undocumented())  # type: ignore[method-assign]
+    app.openapi = lambda: with_shapes(undocumented())  # type: ignore[method-assign]
     return app
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic.json_schema import models_json_schema
 
 from core.catalogue import CATALOGUE, ErrorType
 from core.errors import (
@@ -24,6 +25,7 @@ from core.errors import (
 )
 from deployments.dialects import PROBLEM, Asked, render
 
+JSON: Final = "application/json"
 ErrorClass = type[StillhouseError]
 Responses = dict[int | str, dict[str, Any]]
 
@@ -133,6 +135,8 @@ class Problem(Shape):
     retry_after: int = 0
 
 
+_SHAPES: Final = (HandlerError, DetailError, RateError, SchemaErrors, PlatformError, Problem)
+_REFERENCE: Final = "#/components/schemas/{model}"
 _IDS: Final = {
     "X-Request-ID": {"schema": {"type": "string"}},
     "X-Trace-Id": {"schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}},
@@ -159,25 +163,30 @@ def _response(status: int, errors: list[ErrorClass], path: str) -> dict[str, Any
     codes = [error.code for error in errors]
     waits = any(CATALOGUE[code].retry_after_s is not None for code in codes)
     body = render(errors[0](), Asked(path)).body
-    detail = {422: SchemaErrors, 429: RateError}.get(status, DetailError)
+    special: dict[int, type[Shape]] = {422: SchemaErrors, 429: RateError}
+    detail = special.get(status, DetailError)
     own = (
         PlatformError if isinstance(body.get("error"), dict) else HandlerError if "error" in body else detail
     )
     return {
         "description": "; ".join(f"`{error.code}` {error().message}" for error in errors),
-        "model": own,
         "headers": {
             "X-Error-Code": {"schema": {"type": "string", "enum": codes}},
             **_IDS,
             **(_WAITING if waits else {}),
         },
-        "content": {PROBLEM: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}},
+        "content": {JSON: {"schema": _reference(own)}, PROBLEM: {"schema": _reference(Problem)}},
     }
 
 
-def with_problem(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document with the shape that ``failures`` refers to; changed in place."""
-    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs")  # Violation is there for the detail dialect
-    document["components"]["schemas"][Problem.__name__] = schema
+def _reference(shape: type[Shape]) -> dict[str, str]:
+    """To a definition of ``with_shapes``. As a model FastAPI would compile it for each of 500 responses."""
+    return {"$ref": _REFERENCE.format(model=shape.__name__)}
+
+
+def with_shapes(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with the shapes that ``failures`` refers to; changed in place."""
+    shapes = [(shape, "serialization") for shape in _SHAPES]
+    _, schema = models_json_schema(shapes, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    document["components"].setdefault("schemas", {}).update(schema["$defs"])
     return document

@@ -119,7 +119,7 @@ class Telemetry:
             app = scope.get("app")
             if app is None:  # an edge without routes behind it
                 return "unknown", known_method(scope["method"])
-            self._endpoints = Endpoints(app.openapi()["paths"])
+            self._endpoints = Endpoints(app.state.templates)
         return self._endpoints.of(route_path(scope)), known_method(scope["method"])
 
     def _fail(self, error: StillhouseError, endpoint: str, method: str, status: int, origin: Origin) -> None:
